@@ -1,0 +1,415 @@
+"""KV sessions for attention models: position ``p`` of a row is always stored in column ``p``.
+
+Storage is one tensor a layer, ``[slots, heads, columns, head_dim]``, rows left-aligned. Because a
+column is a position,
+
+* ragged chunks need no re-alignment: a row's pads fall behind its last token, are masked, and are
+  overwritten by the row's next chunk;
+* ``crop`` is setting a number, ``fork`` is copying columns;
+* a sliding window is a condition on columns, exact for ragged rows (where windows counted in
+  physical slots are not), at the price of keeping full-length states for sliding layers too.
+
+A batch of lanes whose slots are neighbours is computed in place. Any other batch is gathered once
+into a workspace, computed there, and only its new columns are written back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Union
+
+import torch
+from transformers.cache_utils import Cache
+
+from antiphon.backends.base import Lane
+
+
+Mask = Union[torch.Tensor, dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class AttentionLayout:
+    """How a model wants its masks.
+
+    Attributes:
+        windows: attention kind (``full_attention``, ``sliding_attention``) to window length in
+            positions, ``None`` for no window.
+        by_kind: whether the model takes a dict of masks by kind, or one mask for all layers.
+        context_length: position ids must stay below it (learned positions); ``None``: no limit.
+        overhead: fixed cost of one forward call, in positions. Decides when rows with chunks of
+            different lengths are padded together and when they are computed apart.
+    """
+
+    windows: dict[str, int | None]
+    by_kind: bool
+    context_length: int | None = None
+    overhead: int = 32
+
+
+Forward = Callable[..., torch.Tensor]
+"""``forward(input_ids, attention_mask, position_ids, cache, last, adapters)`` -> logits
+``[rows, len(last), vocabulary]`` at the chunk columns ``last``."""
+
+
+class _Store:
+    """Keys and values of every layer; grows by doubling, never shrinks."""
+
+    def __init__(self) -> None:
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        self.slots = 0
+        self.columns = 0
+
+    def ensure(self, slots: int, columns: int) -> None:
+        """Make room for ``slots`` rows of ``columns`` positions, keeping what is stored."""
+        if slots <= self.slots and columns <= self.columns:
+            return
+        old = (self.slots, self.columns)
+        self.slots, self.columns = max(slots, self.slots), max(columns, self.columns)
+        for tensors in (self.keys, self.values):
+            for layer, tensor in enumerate(tensors):
+                tensors[layer] = self._allocate(tensor)
+                tensors[layer][: old[0], :, : old[1]] = tensor
+
+    def layer(self, index: int, like: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Create layer ``index`` on first use, shaped, typed and placed like ``like``."""
+        while len(self.keys) <= index:
+            self.keys.append(self._allocate(like[0]))
+            self.values.append(self._allocate(like[1]))
+
+    def _allocate(self, like: torch.Tensor) -> torch.Tensor:
+        # Zeros, not empty: masked columns still enter a product with weight 0, and 0 * NaN is NaN.
+        # On CPU calloc's pages cost nothing until they are touched.
+        shape = (self.slots, like.shape[1], self.columns, like.shape[3])
+        return torch.zeros(shape, dtype=like.dtype, device=like.device)
+
+
+class _BatchCache(Cache):
+    """What the model sees of a batch during one forward call."""
+
+    def __init__(self, store: _Store) -> None:
+        super().__init__(layers=[])
+        self.store = store
+        self.rows = slice(0, 0)
+        self.columns: torch.Tensor | int = 0
+        self.chunk = 0
+        self.width = 0
+        self.past = 0
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write ``[rows, heads, chunk, head_dim]`` states into their columns; return all so far."""
+        self.store.layer(layer_idx, (key_states, value_states))
+        keys = self.store.keys[layer_idx][self.rows]
+        values = self.store.values[layer_idx][self.rows]
+        if isinstance(self.columns, int):
+            end = self.columns + self.chunk
+            keys[:, :, self.columns : end] = key_states
+            values[:, :, self.columns : end] = value_states
+        else:
+            columns = self.columns.to(keys.device)
+            rows = torch.arange(keys.shape[0], device=keys.device)[:, None]
+            keys[rows, :, columns] = key_states.transpose(1, 2)
+            values[rows, :, columns] = value_states.transpose(1, 2)
+        return keys[:, :, : self.width], values[:, :, : self.width]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.past
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.width, 0
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        return [False] * len(self.store.keys)
+
+    @property
+    def is_compileable(self) -> bool:
+        return False
+
+
+def split_by_length(lengths: Sequence[int], overhead: int) -> list[tuple[int, int]]:
+    """Cut consecutive rows into calls so that padded positions plus call overheads are least.
+
+    Args:
+        lengths: chunk length of each row, in the order in which rows are stored.
+        overhead: fixed cost of a call, in positions.
+
+    Returns:
+        ``(start, end)`` of each call, in order.
+    """
+    rows = len(lengths)
+    best = [0.0] + [float("inf")] * rows
+    cut = [0] * (rows + 1)
+    for end in range(1, rows + 1):
+        longest = 0
+        for start in range(end - 1, -1, -1):
+            longest = max(longest, lengths[start])
+            cost = best[start] + overhead + longest * (end - start)
+            if cost < best[end]:
+                best[end], cut[end] = cost, start
+            elif longest * (end - start) > best[end]:
+                break
+    calls = []
+    end = rows
+    while end:
+        calls.append((cut[end], end))
+        end = cut[end]
+    return calls[::-1]
+
+
+class Scratch:
+    """Workspaces for gathered batches, shared by all sessions whose layers have one shape.
+
+    One batch is checked out at a time, so n models need one workspace and not n.
+    """
+
+    def __init__(self) -> None:
+        self._stores: dict[object, _Store] = {}
+
+    def store(self, like: _Store, slots: int) -> _Store:
+        """A workspace of at least ``slots`` rows with layers like those of ``like``."""
+        if not like.keys:  # nothing is stored yet, so neither shapes nor anything to gather
+            work = _Store()
+            work.slots, work.columns = slots, like.columns
+            return work
+        key = tuple((t.shape[1], t.shape[3], t.dtype, t.device) for t in like.keys)
+        work = self._stores.setdefault(key, _Store())
+        if slots > work.slots or like.columns > work.columns:
+            # Nothing in a workspace outlives a batch: drop it rather than copy it.
+            slots, columns = max(slots, work.slots), max(like.columns, work.columns)
+            work = self._stores[key] = _Store()
+            work.slots, work.columns = slots, columns
+            for index, pair in enumerate(zip(like.keys, like.values, strict=True)):
+                work.layer(index, pair)
+        return work
+
+
+class SlotBatch:
+    """Rows checked out of a :class:`SlotSession`; see :class:`antiphon.backends.base.Batch`."""
+
+    def __init__(self, session: SlotSession, lanes: Sequence[Lane]) -> None:
+        self._session = session
+        self.lanes = list(lanes)
+        self._stored = [len(lane.ids) for lane in lanes]
+        self._lengths = list(self._stored)
+        self._idle = [False] * len(lanes)
+        self._steps: list[torch.Tensor] = []
+        self._columns: torch.Tensor | None = None
+        self._cache = _BatchCache(session.store)
+        self._check_out()
+
+    def _check_out(self) -> None:
+        """Point at the rows where they lie if they are neighbours, else gather them."""
+        session, slots = self._session, [lane.slot for lane in self.lanes]
+        if slots == list(range(slots[0], slots[0] + len(slots))):
+            self._cache.store, self._first = session.store, slots[0]
+            return
+        work = session.scratch.store(session.store, len(slots))
+        width = max(self._stored)
+        for source, target in (
+            (session.store.keys, work.keys),
+            (session.store.values, work.values),
+        ):
+            for tensor, copy in zip(source, target, strict=True):
+                index = torch.tensor(slots, device=tensor.device)
+                out = copy[: len(slots), :, :width]
+                torch.index_select(tensor[:, :, :width], 0, index, out=out)
+        self._cache.store, self._first = work, 0
+
+    def _check_in(self) -> None:
+        """Write a gathered batch's new columns back to its slots."""
+        self._settle()
+        session, work = self._session, self._cache.store
+        low, high = min(self._stored), max(len(lane.ids) for lane in self.lanes)
+        if work is session.store or low == high:
+            return
+        session.store.ensure(session.store.slots, high)
+        slots = [lane.slot for lane in self.lanes]
+        rows = slice(self._first, self._first + len(slots))
+        for source, target in (
+            (work.keys, session.store.keys),
+            (work.values, session.store.values),
+        ):
+            for index, tensor in enumerate(source):
+                session.store.layer(index, (tensor, work.values[index]))
+                place = torch.tensor(slots, device=tensor.device)
+                target[index][:, :, low:high].index_copy_(0, place, tensor[rows, :, low:high])
+
+    def close(self) -> None:
+        """Store what was read."""
+        self._check_in()
+
+    # -- reading -----------------------------------------------------------------------------
+    def extend(self, chunks: Sequence[Sequence[int]]) -> torch.Tensor:
+        """See :meth:`Batch.extend`. Rows are computed in as many calls as padding makes worth."""
+        self._settle()
+        lengths = [len(chunk) for chunk in chunks]
+        if len(chunks) != len(self.lanes) or min(lengths) < 1:
+            raise ValueError("one chunk of at least one token for every row of the batch")
+        parts = []
+        for start, end in split_by_length(lengths, self._session.layout.overhead):
+            parts.append(self._extend_rows(start, end, chunks[start:end]))
+        for lane, chunk in zip(self.lanes, chunks, strict=True):
+            lane.ids.extend(chunk)
+            lane.prefill += len(chunk)
+        self._lengths = [len(lane.ids) for lane in self.lanes]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _extend_rows(self, start: int, end: int, chunks: Sequence[Sequence[int]]) -> torch.Tensor:
+        lengths = [len(chunk) for chunk in chunks]
+        longest = max(lengths)
+        past = torch.tensor(self._lengths[start:end])
+        ids = torch.zeros(len(chunks), longest, dtype=torch.long)
+        for row, chunk in enumerate(chunks):
+            ids[row, : len(chunk)] = torch.as_tensor(chunk)
+            self.lanes[start + row].idle += longest - len(chunk)
+        last = sorted({length - 1 for length in lengths})
+        logits = self._forward(start, end, ids, past[:, None] + torch.arange(longest), last)
+        pick = torch.tensor([last.index(length - 1) for length in lengths], device=logits.device)
+        return logits[torch.arange(len(chunks), device=logits.device), pick]
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """See :meth:`Batch.step`."""
+        if self._columns is None:
+            self._columns = torch.tensor(self._lengths)[:, None]
+        logits = self._forward(0, len(self.lanes), tokens[:, None], self._columns, [0])
+        self._steps.append(tokens)
+        self._columns = self._columns + 1
+        return logits[:, 0]
+
+    def _forward(
+        self, start: int, end: int, ids: torch.Tensor, columns: torch.Tensor, last: list[int]
+    ) -> torch.Tensor:
+        """One call of the model for rows ``start:end``; ``columns``: ``[rows, chunk]``."""
+        cache, session = self._cache, self._session
+        low, high = int(columns[:, 0].min()), int(columns[:, 0].max())
+        cache.rows = slice(self._first + start, self._first + end)
+        cache.chunk = ids.shape[1]
+        cache.past, cache.width = high, high + cache.chunk
+        if cache.width > cache.store.columns:
+            cache.store.ensure(cache.store.slots, max(cache.width, 2 * cache.store.columns))
+        columns = columns.to(session.device)
+        cache.columns = low if low == high else columns
+        positions = columns
+        if session.layout.context_length is not None:
+            # Pads and idle rows may run past the end; learned positions must stay in range.
+            positions = columns.clamp(max=session.layout.context_length - 1)
+        mask = session.mask(columns, cache.width)
+        adapters = [lane.adapter for lane in self.lanes[start:end]]
+        return session.forward(ids.to(session.device), mask, positions, cache, last, adapters)
+
+    # -- rows come and go --------------------------------------------------------------------
+    def keep(self, rows: Sequence[int]) -> None:
+        """See :meth:`Batch.keep`."""
+        self._check_in()
+        self.lanes = [self.lanes[row] for row in rows]
+        self._idle = [self._idle[row] for row in rows]
+        self._stored = [len(lane.ids) for lane in self.lanes]
+        self._lengths = list(self._stored)
+        self._check_out()
+
+    def idle(self, row: int) -> None:
+        """See :meth:`Batch.idle`."""
+        self._settle()
+        self._idle[row] = True
+
+    def _settle(self) -> None:
+        """Book the tokens of the steps since rows last changed."""
+        if not self._steps:
+            return
+        tokens = torch.stack(self._steps, dim=1).tolist()
+        for row, lane in enumerate(self.lanes):
+            if self._idle[row]:
+                lane.idle += len(tokens[row])
+            else:
+                lane.ids.extend(tokens[row])
+                lane.decode += len(tokens[row])
+        # An idle row's columns move on with the others; its lane forgets them.
+        self._lengths = [length + len(self._steps) for length in self._lengths]
+        self._steps = []
+        self._columns = None
+
+
+class SlotSession:
+    """See :class:`antiphon.backends.base.Session`.
+
+    Args:
+        forward: runs the model; see :data:`Forward`.
+        layout: the model's masks.
+        device: where inputs go.
+        mask_dtype: the model's dtype; masks are additive.
+        scratch: workspaces shared with other sessions.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        layout: AttentionLayout,
+        device: torch.device,
+        mask_dtype: torch.dtype,
+        scratch: Scratch | None = None,
+    ) -> None:
+        self.forward = forward
+        self.layout = layout
+        self.device = device
+        self.store = _Store()
+        self.scratch = scratch or Scratch()
+        self._mask_dtype = mask_dtype
+        self._free: list[int] = []
+        self._range = torch.arange(0, device=device)
+
+    def open(self, adapter: str | None = None) -> Lane:
+        if not self._free:
+            self.reserve(max(1, self.store.slots), max(self.store.columns, 1))
+        return Lane(self._free.pop(), adapter)
+
+    def reserve(self, lanes: int, positions: int) -> None:
+        old = self.store.slots
+        self.store.ensure(old + max(0, lanes - len(self._free)), positions)
+        # Lowest slot last, so that lanes opened one after another are neighbours.
+        self._free = sorted([*self._free, *range(old, self.store.slots)], reverse=True)
+
+    def release(self, lane: Lane) -> None:
+        self._free = sorted([*self._free, lane.slot], reverse=True)
+        lane.slot = -1
+
+    def crop(self, lane: Lane, length: int) -> None:
+        if not 0 <= length <= len(lane.ids):
+            raise ValueError(f"cannot crop a lane of {len(lane.ids)} tokens to {length}")
+        del lane.ids[length:]
+
+    def fork(self, lane: Lane, copies: int) -> list[Lane]:
+        new = [self.open(lane.adapter) for _ in range(copies)]
+        length = len(lane.ids)
+        for fork in new:
+            fork.ids = list(lane.ids)
+            for tensor in (*self.store.keys, *self.store.values):
+                tensor[fork.slot, :, :length] = tensor[lane.slot, :, :length]
+        return new
+
+    @contextmanager
+    def batch(self, lanes: Sequence[Lane]) -> Iterator[SlotBatch]:
+        slots = [lane.slot for lane in lanes]
+        if not slots or len(set(slots)) != len(slots) or min(slots) < 0:
+            raise ValueError("a batch needs distinct, open lanes")
+        batch = SlotBatch(self, lanes)
+        yield batch
+        batch.close()
+
+    def mask(self, columns: torch.Tensor, width: int) -> Mask:
+        """Additive attention mask(s) ``[rows, 1, chunk, width]`` for tokens at ``columns``."""
+        if len(self._range) < width:
+            self._range = torch.arange(2 * width, device=self.device)
+        keys, lowest = self._range[:width], torch.finfo(self._mask_dtype).min
+        masks = {}
+        for kind, window in self.layout.windows.items():
+            unseen = keys > columns[..., None]
+            if window is not None:
+                unseen = unseen | (keys <= columns[..., None] - window)
+            additive = torch.zeros(unseen.shape, dtype=self._mask_dtype, device=self.device)
+            masks[kind] = additive.masked_fill_(unseen, lowest)[:, None]
+        return masks if self.layout.by_kind else next(iter(masks.values()))
