@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 FinishReason = Literal["eos", "stop", "length", "context"]
 """Why a response ended: a candidate's end of sequence; a stop string; ``max_new_tokens``; or a
 model's context was full."""
 
 FORCED = "(forced)"
-"""Writer's name in the trace for text that no candidate wrote (the prompt before the last segment)."""
+"""Writer of text that no candidate wrote (the prompt before the last segment)."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Message:
     content: str
 
 
-Query = Union[str, Sequence[Message]]
+Query = str | Sequence[Message]
 """A plain question, or a chat whose last message awaits an answer."""
 
 

@@ -65,6 +65,7 @@ class ModelInfo:
         context_length: most positions (prompt and response together); ``None``: no limit known.
         eos_ids: tokens that end its response.
         bytes_per_position: KV-cache bytes of one position of one row; 0 if it keeps none here.
+        embedding_size: ids it can read without failing; ``None``: all of its vocabulary.
     """
 
     name: str
@@ -73,6 +74,7 @@ class ModelInfo:
     context_length: int | None
     eos_ids: frozenset[int]
     bytes_per_position: int = 0
+    embedding_size: int | None = None
 
 
 @dataclass(frozen=True)

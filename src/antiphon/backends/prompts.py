@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from antiphon.backends.base import Vocabulary
 from antiphon.backends.vocabulary import TokenizerVocabulary
 from antiphon.errors import InputError
 from antiphon.types import Message, Query, as_messages
@@ -85,3 +86,27 @@ class PromptFormat:
                 "'plain'",
             ) from error
         return list(ids)
+
+
+def chat_frame(vocabulary: Vocabulary, model: str) -> tuple[str, str]:
+    """What a model's chat template puts before and after the text of a single user turn.
+
+    Raises:
+        InputError: there is no template, or it does not keep the turn's text as it is.
+    """
+    mark = "\u2063antiphon\u2063"
+    if not isinstance(vocabulary, TokenizerVocabulary) or not vocabulary.has_chat_template:
+        raise InputError(
+            f"model {model!r} was asked to use its chat template, and its tokenizer has none",
+            remedy="set the frame to 'plain', or give its tokenizer a chat_template",
+        )
+    text = vocabulary.tokenizer.apply_chat_template(
+        [{"role": "user", "content": mark}], add_generation_prompt=True, tokenize=False
+    )
+    before, found, after = str(text).partition(mark)
+    if not found:
+        raise InputError(
+            f"the chat template of model {model!r} changes the user's text",
+            remedy="set the frame to 'plain'",
+        )
+    return before, after

@@ -66,6 +66,7 @@ def distribution(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torc
 
     Greedy rows come back unfiltered; :func:`draw` never samples them.
     """
+
     def column(values: list[float]) -> torch.Tensor:
         return torch.tensor(values, device=logits.device, dtype=torch.float32)[:, None]
 

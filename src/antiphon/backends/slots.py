@@ -25,7 +25,6 @@ from transformers.cache_utils import Cache
 
 from antiphon.backends.base import Lane
 
-
 Mask = Union[torch.Tensor, dict[str, torch.Tensor]]
 
 
@@ -99,7 +98,12 @@ class _BatchCache(Cache):
         self.past = 0
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *_: Any,
+        **__: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write ``[rows, heads, chunk, head_dim]`` states into their columns; return all so far."""
         self.store.layer(layer_idx, (key_states, value_states))

@@ -20,7 +20,7 @@ from antiphon.backends.base import Generated, ModelInfo, Session
 from antiphon.backends.prompts import PromptFormat
 from antiphon.backends.recurrent import RecurrentLayout, RecurrentSession
 from antiphon.backends.sampling import TOKENS, draw, uniforms
-from antiphon.backends.slots import Mask, Scratch, SlotSession
+from antiphon.backends.slots import AttentionLayout, Mask, Scratch, SlotSession
 from antiphon.backends.vocabulary import TokenizerVocabulary
 from antiphon.errors import UnsupportedModelError
 from antiphon.types import Query, SamplingParams
@@ -57,7 +57,7 @@ class LoadedModel:
                 remedy="load it with attn_implementation 'sdpa' or 'eager'",
             )
         if (
-            isinstance(self.layout, families.AttentionLayout)
+            isinstance(self.layout, AttentionLayout)
             and families.family_of(self.config) not in families.ATTENTION
         ):
             self._prove_exact()
@@ -123,9 +123,7 @@ class LoadedModel:
         return logits[:, -1].float()
 
     @torch.no_grad()
-    def score(
-        self, ids: Sequence[int], start: int, adapter: str | None = None
-    ) -> list[float]:
+    def score(self, ids: Sequence[int], start: int, adapter: str | None = None) -> list[float]:
         """Log-probability of each of ``ids[start:]`` after what comes before it."""
         tokens = torch.tensor([list(ids)], device=self.device)
         logits = self.model(
@@ -210,6 +208,7 @@ class TransformersBackend:
             context_length=families.context_length_of(config),
             eos_ids=end_ids(self.loaded.model, self.vocabulary) if eos is None else eos,
             bytes_per_position=families.bytes_per_position(config, self.loaded.dtype.itemsize),
+            embedding_size=int(self.loaded.model.get_input_embeddings().num_embeddings),
         )
 
     @property

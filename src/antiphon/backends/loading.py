@@ -1,0 +1,267 @@
+"""From a hub id, a directory or an adapter to a backend; every set of weights is loaded once."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from antiphon.backends import families
+from antiphon.backends.prompts import PromptFormat
+from antiphon.backends.slots import Scratch
+from antiphon.backends.transformers import LoadedModel, TransformersBackend, end_ids
+from antiphon.backends.vocabulary import TokenizerVocabulary
+from antiphon.config import ModelConfig
+from antiphon.errors import CapabilityError, InputError
+
+
+class Loader:
+    """Loads models; the same weights asked for twice are the same object.
+
+    One loader serves one pool and its switcher, so adapters over one base share the base, and all
+    sessions share one workspace.
+    """
+
+    def __init__(self) -> None:
+        self._models: dict[tuple[Any, ...], LoadedModel] = {}
+        self._adapters: dict[tuple[Any, ...], str] = {}
+        self._scratch = Scratch()
+        self._placed = 0
+
+    def load(self, config: ModelConfig, name: str) -> TransformersBackend:
+        """The backend of one model.
+
+        Raises:
+            InputError: the model or its tokenizer cannot be found or read.
+            CapabilityError: it needs a package that is not installed.
+            UnsupportedModelError: its architecture cannot be decoded exactly.
+        """
+        base, adapter = resolve_adapter(config, name)
+        loaded = self._base(base, config, name)
+        tokenizer_source = base
+        adapter_name = None
+        if adapter is not None:
+            adapter_name = self._adapter(loaded, adapter, name)
+            if _holds_tokenizer(adapter):
+                tokenizer_source = adapter
+        vocabulary = load_vocabulary(tokenizer_source, config, name)
+        prompt = PromptFormat(**config.prompt.model_dump())
+        return TransformersBackend(
+            name,
+            loaded,
+            vocabulary,
+            prompt,
+            end_ids(loaded.model, vocabulary),
+            adapter_name,
+        )
+
+    def _base(self, base: str, config: ModelConfig, name: str) -> LoadedModel:
+        placement = config.device if config.device_map is None else repr(config.device_map)
+        key = (base, config.revision, config.dtype, placement, repr(config.quantization))
+        if key not in self._models:
+            check_loadable(base, config, name)
+            self._models[key] = LoadedModel(self._read(base, config, name), name, self._scratch)
+        return self._models[key]
+
+    def _read(self, base: str, config: ModelConfig, name: str) -> Any:
+        arguments: dict[str, Any] = {"revision": config.revision} if config.revision else {}
+        if config.device_map is not None:
+            _need("accelerate", f"candidate {name!r} has a device_map")
+            arguments["device_map"] = config.device_map
+        if config.quantization is not None:
+            arguments["quantization_config"] = dict(config.quantization)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                base,
+                dtype=_dtype(config.dtype),
+                trust_remote_code=config.trust_remote_code,
+                **arguments,
+            )
+        except (OSError, ValueError, ImportError, RuntimeError) as error:
+            raise _unreadable(name, base, error) from error
+        if config.device_map is None and config.quantization is None:
+            model = model.to(self._device(config.device, name))
+        return model.eval()
+
+    def _device(self, device: str, name: str) -> torch.device:
+        if device == "auto":
+            gpus = torch.cuda.device_count()
+            if gpus:
+                self._placed += 1
+                return torch.device("cuda", (self._placed - 1) % gpus)
+            return torch.device("cpu")
+        try:
+            chosen = torch.device(device)
+            torch.empty(0, device=chosen)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(
+                f"model {name!r} was to go to the device {device!r}: {error}",
+                remedy="use a device that this machine has, or leave it out",
+            ) from error
+        return chosen
+
+    def _adapter(self, loaded: LoadedModel, adapter: str, name: str) -> str:
+        """Put an adapter over a base; returns the name it got there."""
+        key = (id(loaded), adapter)
+        if key in self._adapters:
+            return self._adapters[key]
+        _need("peft", f"candidate {name!r} is a PEFT adapter")
+        from peft import PeftConfig, PeftModel
+
+        chosen = f"adapter{len(loaded.adapters)}"
+        try:
+            kind = PeftConfig.from_pretrained(adapter)
+            if str(getattr(kind.peft_type, "value", kind.peft_type)) != "LORA" or getattr(
+                kind, "modules_to_save", None
+            ):
+                raise CapabilityError(
+                    f"the adapter of {name!r} is of the kind {kind.peft_type} or saves whole "
+                    "modules; only plain LoRA adapters can share a base in one batch",
+                    remedy="merge it into its base (merge_and_unload) and give the merged model",
+                )
+            if loaded.adapters:
+                loaded.model.load_adapter(adapter, adapter_name=chosen)
+            else:
+                loaded.model = PeftModel.from_pretrained(loaded.model, adapter, adapter_name=chosen)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise _unreadable(name, adapter, error) from error
+        loaded.model.eval()
+        loaded.adapters.add(chosen)
+        self._adapters[key] = chosen
+        return chosen
+
+
+def resolve_adapter(config: ModelConfig, name: str) -> tuple[str, str | None]:
+    """Base model and adapter of a configuration; ``model`` itself may be an adapter.
+
+    Raises:
+        InputError: an adapter that does not name its base, or a model that does not exist.
+    """
+    if config.adapter is not None:
+        return config.model, config.adapter
+    settings = _adapter_settings(config.model)
+    if settings is None:
+        return config.model, None
+    base = settings.get("base_model_name_or_path")
+    if not base:
+        raise InputError(
+            f"the adapter {config.model!r} of {name!r} does not say which base it belongs to",
+            remedy="give `model: <base>` and `adapter: <this adapter>`",
+        )
+    if Path(config.model).is_dir() and not Path(base).is_absolute():
+        beside = Path(config.model) / base
+        if not Path(base).exists() and beside.exists():
+            base = str(beside)
+    return str(base), config.model
+
+
+def check_loadable(source: str, config: ModelConfig, name: str) -> Any:
+    """Read the configuration only, and refuse what cannot be decoded, before weights are read.
+
+    Returns:
+        The model's configuration.
+    """
+    try:
+        settings = AutoConfig.from_pretrained(
+            source, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(name, source, error) from error
+    families.layout_of(settings, name, overhead=0)
+    return settings
+
+
+def load_vocabulary(source: str, config: ModelConfig, name: str) -> TokenizerVocabulary:
+    """A model's tokenizer.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except Exception as error:  # tokenizers raise whatever their files make them
+        raise InputError(
+            f"the tokenizer of model {name!r} ({source}) cannot be loaded: {_first_line(error)}",
+            remedy="save the tokenizer's files beside the model",
+        ) from error
+    return TokenizerVocabulary(tokenizer, name)
+
+
+def _adapter_settings(source: str) -> dict[str, Any] | None:
+    """``adapter_config.json`` of a directory or a hub repository, if ``source`` is an adapter."""
+    folder = Path(source)
+    if folder.is_dir():
+        file = folder / "adapter_config.json"
+        if not file.is_file() or (folder / "config.json").is_file():
+            return None
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    if folder.exists() or source.count("/") != 1:
+        return None
+    from transformers.utils import cached_file
+
+    def has(file: str) -> str | None:
+        path = cached_file(
+            source,
+            file,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return None if path is None else str(path)
+
+    try:
+        found = has("adapter_config.json")
+        if found is None or has("config.json") is not None:
+            return None
+    except OSError:
+        return None
+    return dict(json.loads(Path(found).read_text(encoding="utf-8")))
+
+
+def _holds_tokenizer(source: str) -> bool:
+    folder = Path(source)
+    return folder.is_dir() and (folder / "tokenizer_config.json").is_file()
+
+
+def _dtype(name: str) -> Any:
+    if name == "auto":
+        return "auto"
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputError(
+            f"dtype {name!r} is not a floating-point type",
+            remedy="use float32, bfloat16, float16 or auto",
+        )
+    return dtype
+
+
+def _need(package: str, why: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise CapabilityError(
+            f"{why}, and the package {package!r} is not installed",
+            remedy="pip install 'antiphon[adapters]'",
+        )
+
+
+def _unreadable(name: str, source: str, error: Exception) -> InputError:
+    looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1
+    if looks_local and not Path(source).exists():
+        return InputError(
+            f"model {name!r}: there is no directory {source!r}",
+            remedy="check the path; `antiphon lab build` makes small checkpoints to try with",
+        )
+    return InputError(
+        f"model {name!r} ({source}) cannot be loaded: {_first_line(error)}",
+        remedy="check the name, the revision and the network; a local model is a directory with "
+        "config.json",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

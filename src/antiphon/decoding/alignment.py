@@ -1,0 +1,100 @@
+"""Text between vocabularies: incremental decoding, and where a text may be handed over.
+
+Candidates that share a vocabulary exchange token ids. Others exchange text, and then two things
+can go wrong: a token may end inside a character or a word, and encoding a text in pieces may not
+equal encoding it whole. So a text is handed over only up to its last finished word
+(:func:`hold_back`), and pieces are encoded behind what precedes them (:func:`encode_after`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from antiphon.backends.base import Vocabulary
+
+_UNFINISHED = "\ufffd"
+
+
+class Detokenizer:
+    """Turns a growing list of token ids into a growing text, each character exactly once.
+
+    A token that ends inside a character yields nothing until the character is complete. Decoding
+    starts behind an ordinary token, so that a decoder which strips a text's first space does not
+    strip the answer's.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._ids = vocabulary.encode("a")[-1:]
+        self._from = 0
+        self._read = len(self._ids)
+
+    def push(self, ids: Sequence[int]) -> str:
+        """Append ids; returns the text they complete."""
+        self._ids.extend(ids)
+        return self._take(final=False)
+
+    def flush(self) -> str:
+        """The rest, unfinished characters as U+FFFD."""
+        return self._take(final=True)
+
+    def peek(self, ids: Sequence[int]) -> str:
+        """The text that ``push`` and ``flush`` would return, without changing anything."""
+        kept = (list(self._ids), self._from, self._read)
+        text = self.push(ids)
+        text += self.flush()
+        self._ids, self._from, self._read = kept
+        return text
+
+    def _take(self, final: bool) -> str:
+        before = self._vocabulary.decode(self._ids[self._from : self._read])
+        now = self._vocabulary.decode(self._ids[self._from :])
+        if len(now) <= len(before) or (now.endswith(_UNFINISHED) and not final):
+            return ""
+        self._from, self._read = self._read, len(self._ids)
+        return now[len(before) :]
+
+
+def hold_back(text: str) -> int:
+    """Where the last, possibly unfinished, word of ``text`` starts, the spaces before it included.
+
+    What stands before that position can be handed over: no continuation changes how a tokenizer
+    that splits at white space reads it.
+    """
+    position = len(text)
+    while position > 0 and not text[position - 1].isspace():
+        position -= 1
+    while position > 0 and text[position - 1].isspace():
+        position -= 1
+    return position
+
+
+def encode_after(vocabulary: Vocabulary, before: str, text: str) -> list[int] | None:
+    """Ids of ``text`` where it follows ``before``, or ``None`` if the two do not come apart.
+
+    They come apart when encoding both together starts with the ids of the first alone.
+    """
+    if not text:
+        return []
+    anchor = before[hold_back(before) :] if before else ""
+    anchor = (anchor or before)[-64:] or "\n"
+    first = vocabulary.encode(anchor)
+    both = vocabulary.encode(anchor + text)
+    if both[: len(first)] != first:
+        return None
+    return both[len(first) :]
+
+
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """Number of ids that two lists share at the start."""
+    length = min(len(first), len(second))
+    if first[:length] == second[:length]:
+        return length
+    low, high = 0, length
+    while high - low > 1:
+        middle = (low + high) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low

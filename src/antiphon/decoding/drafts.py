@@ -1,0 +1,163 @@
+"""A segment while it is being written: token by token, until something ends it.
+
+Pure bookkeeping, the same for models in this process and behind a server. The order of the rules,
+after each token:
+
+1. an end-of-sequence token ends the draft and is not kept;
+2. a stop string in the response so far ends it, wherever the string began;
+3. the room left (``max_new_tokens``, the model's context) ends it;
+4. the boundary rule or its cap ends it. Where text is exchanged between vocabularies the draft
+   then goes on to the end of its word (see :mod:`antiphon.decoding.alignment`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from antiphon.decoding.alignment import Detokenizer, encode_after, hold_back
+from antiphon.decoding.boundaries import Boundary, TokenTraits
+from antiphon.decoding.rows import Candidate, Row, Turn
+
+Ending = Literal["boundary", "eos", "stop", "length", "context"]
+
+OVERRUN = 32
+"""Tokens that a draft may go on beyond its boundary to finish a word. A text without white space
+has no word ends; it is handed over as it stands."""
+
+
+@dataclass(frozen=True)
+class DraftRules:
+    """What ends drafts, the same for all rows of a run."""
+
+    boundary: Boundary
+    stop: tuple[str, ...] = ()
+    text_exchange: bool = False
+
+
+@dataclass
+class Draft:
+    """One row's segment in progress.
+
+    Attributes:
+        room: most tokens before the response or the writer's context is full.
+        room_ends: which of the two that would be.
+        ids: tokens kept so far.
+        ending: why it ended; ``None`` while it is being written.
+        discarded: tokens that were drawn and dropped.
+    """
+
+    row: Row
+    writer: int
+    candidate: Candidate
+    rules: DraftRules
+    traits: TokenTraits
+    room: int
+    room_ends: Ending
+    ids: list[int] = field(default_factory=list)
+    ending: Ending | None = None
+    discarded: int = 0
+    drawn: int = 0
+    _closing_at: int = -1
+    _text: str | None = None
+
+    def feed(self, token: int, entropy: float) -> None:
+        """Take one drawn token; sets :attr:`ending` when the segment is complete."""
+        self.drawn += 1
+        if token in self.candidate.backend.info.eos_ids:
+            self.ending = "eos"
+            return
+        self.ids.append(token)
+        if self.rules.stop and self._stopped():
+            return
+        if self._closing_at >= 0:
+            self._close_word()
+            if self.ending is None and len(self.ids) >= self.room:
+                self.ending = self.room_ends
+            return
+        boundary = self.rules.boundary
+        verdict = boundary.verdict(self.ids, self.traits, entropy)
+        if verdict == "before" and not self.rules.text_exchange:
+            self._drop_to(len(self.ids) - 1)
+            self.ending = "boundary"
+        elif len(self.ids) >= self.room:
+            self.ending = self.room_ends
+        elif verdict != "go on" or len(self.ids) >= boundary.cap:
+            if not self.rules.text_exchange:
+                self.ending = "boundary"
+            elif verdict == "before":
+                self._closing_at = len(self._peek(self.ids[:-1]))
+                self._close_word()
+            else:
+                self._closing_at = len(self._peek(self.ids))
+
+    def turn(self) -> Turn:
+        """The finished segment."""
+        text = self._text
+        if text is None and self.rules.text_exchange:
+            text = self._peek(self.ids)
+        return Turn(self.writer, tuple(self.ids), self.row.choice_probabilities, text or "")
+
+    def visible_text(self) -> str:
+        """Text of the draft that nothing can take back any more; for streaming."""
+        text = self._peek(self.ids)
+        if self.ending is not None:
+            return text
+        text = text.removesuffix("\ufffd")
+        if self.rules.stop:
+            text = text[: max(0, len(text) - max(map(len, self.rules.stop)) + 1)]
+        return text[: hold_back(text)] if self.rules.text_exchange else text
+
+    # -- the rules ---------------------------------------------------------------------------
+    def _stopped(self) -> bool:
+        before = self.row.text
+        whole = before + self._peek(self.ids)
+        start = max(0, len(before) - max(map(len, self.rules.stop)))
+        found = [at for at in (whole.find(s, start) for s in self.rules.stop) if at >= 0]
+        if found:
+            self.ending, self.row.cut = "stop", min(found)
+        return bool(found)
+
+    def _close_word(self) -> None:
+        """End the draft once a word boundary at or behind the closing point is certain."""
+        text = self._peek(self.ids)
+        cut = hold_back(text)
+        over = len(self.ids) - self.rules.boundary.cap >= OVERRUN
+        if cut < self._closing_at and not over:
+            return
+        if cut <= 0 or (over and cut < self._closing_at):
+            if not over:
+                return
+            cut = len(text)
+        self._cut_text(text, cut)
+        self.ending = "boundary"
+
+    def _cut_text(self, text: str, cut: int) -> None:
+        """Keep ``text[:cut]``, as the tokens written where one ends there, else encoded anew."""
+        keep = len(self.ids)
+        while keep > 0 and len(self._peek(self.ids[:keep])) > cut:
+            keep -= 1
+        kept = self._peek(self.ids[:keep])
+        if kept == text[:cut]:
+            self._drop_to(keep)
+        else:
+            vocabulary = self.candidate.backend.info.vocabulary
+            anew = encode_after(vocabulary, self.row.text, text[:cut])
+            self.discarded += len(self.ids) - keep
+            self.ids = vocabulary.encode(text[:cut]) if anew is None else anew
+        self._text = text[:cut]
+
+    def _drop_to(self, count: int) -> None:
+        self.discarded += len(self.ids) - count
+        del self.ids[count:]
+
+    def _peek(self, ids: Sequence[int]) -> str:
+        """Text of tokens of this draft, where they stand."""
+        if not self.rules.text_exchange:
+            return self.row.peek(ids)
+        context = self.row.ids[self.candidate.group][-8:]
+        detokenizer = Detokenizer(self.candidate.backend.info.vocabulary)
+        detokenizer.push(context)
+        detokenizer.flush()
+        return detokenizer.peek(ids)

@@ -1,0 +1,407 @@
+"""The one loop: rows wait for a writer, the longest queue writes a segment, and asks again.
+
+Rows are independent, so nothing forces them to move in step. Each round the engine serves the
+model with most rows waiting; rows that finish their segment choose at once and join the other
+queues. With n candidates chosen evenly this computes batches of 2/(n+1) of all rows instead of
+1/n: for three candidates, two model calls a token instead of three. Which rows share a batch never
+changes a row's tokens.
+
+Cost (positions, for prompts of P and T new tokens, n candidates): every candidate reads each
+position at most once, n (P + T) a row in all; a candidate that is not chosen again does not read
+the rest. The switcher reads the trace once and adds its tags and question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from antiphon.backends.base import Backend, Generates, Steps, require
+from antiphon.backends.vocabulary import differences
+from antiphon.decoding.boundaries import Boundary, EveryTokens, TokenTraits
+from antiphon.decoding.drafts import Draft, DraftRules, Ending
+from antiphon.decoding.memory import rows_at_once
+from antiphon.decoding.policies import Policy
+from antiphon.decoding.rows import Candidate, Row, Turn, shared_time
+from antiphon.decoding.writers import RequestWriter, SessionWriter, Writer
+from antiphon.errors import InputError, did_you_mean
+from antiphon.types import FORCED, Completion, Query
+
+Exchange = Literal["auto", "ids", "text"]
+
+
+@dataclass(frozen=True)
+class TurnOptions:
+    """How turns are taken.
+
+    Attributes:
+        max_new_tokens: most tokens of a response, forced text included (paper: 512).
+        boundary: when a segment ends (paper: every 50 tokens).
+        first: candidate that writes the first segment, whatever the policy says.
+        last: candidate that writes the last segment: the one that fills the response.
+        final_prompt: text put before the last segment, e.g. ``" The final answer is"``. With it, a
+            response that ends early still gets its last segment, unless it holds the text already.
+        on_eos: a candidate's end of sequence ends the response, or hands the turn over.
+        stop: strings that end the response; they are cut from its text.
+        exchange: candidates exchange token ids or text; ``auto``: ids if they can.
+        batch_rows: most responses written at once.
+        memory_bytes: most bytes of key-value caches; ``None``: half of what is free.
+    """
+
+    max_new_tokens: int = 512
+    boundary: Boundary = EveryTokens(50)  # noqa: RUF009 - frozen
+    first: str | None = None
+    last: str | None = None
+    final_prompt: str = ""
+    on_eos: Literal["stop", "handover"] = "stop"
+    stop: tuple[str, ...] = ()
+    exchange: Exchange = "auto"
+    batch_rows: int = 64
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some text of one response, as it is written."""
+
+    index: int
+    candidate: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A response is complete."""
+
+    index: int
+    completion: Completion
+
+
+class Engine:
+    """Turn-taking over a pool.
+
+    Args:
+        candidates: the voices; their ``group`` is set here.
+        policy: who speaks next.
+        options: how.
+
+    Raises:
+        InputError: options that fit neither the pool nor each other.
+        CapabilityError: a model lacks what the options need.
+    """
+
+    def __init__(
+        self, candidates: Sequence[Candidate], policy: Policy, options: TurnOptions
+    ) -> None:
+        self.candidates = list(candidates)
+        self.names = [candidate.name for candidate in candidates]
+        self.policy = policy
+        self.options = options
+        self._group()
+        self._check()
+        self._rules = DraftRules(options.boundary, options.stop, self.text_exchange)
+        self._traits = [TokenTraits(c.backend.info.vocabulary) for c in self.candidates]
+        self._final = [
+            backend.info.vocabulary.encode(options.final_prompt) for backend in self._readers
+        ]
+        self._writers: dict[int, Writer] = {}
+
+    # -- set-up ------------------------------------------------------------------------------
+    def _group(self) -> None:
+        """Number the vocabularies; forbid what cannot cross over."""
+        self._readers: list[Backend] = []
+        reason = ""
+        for candidate in self.candidates:
+            vocabulary = candidate.backend.info.vocabulary
+            for number, reader in enumerate(self._readers):
+                reason = differences(reader.info.vocabulary, vocabulary)
+                if not reason and self.options.exchange != "text":
+                    candidate.group = number
+                    break
+            else:
+                if self._readers and self.options.exchange == "ids":
+                    raise InputError(
+                        f"candidates {self.candidates[0].name!r} and {candidate.name!r} cannot "
+                        f"exchange token ids: {reason}",
+                        remedy="use --exchange text (or auto), or a pool of one vocabulary",
+                    )
+                candidate.group = len(self._readers)
+                self._readers.append(candidate.backend)
+        self.text_exchange = len(self._readers) > 1
+        for group in range(len(self._readers)):
+            forbid_foreign([c for c in self.candidates if c.group == group])
+
+    def _check(self) -> None:
+        options = self.options
+        if not self.candidates:
+            raise InputError("the pool is empty", remedy="give at least one candidate")
+        if len(set(self.names)) != len(self.names):
+            twice = next(name for name in self.names if self.names.count(name) > 1)
+            raise InputError(
+                f"two candidates are called {twice!r}", remedy="give each its own name"
+            )
+        for option, name in (("first", options.first), ("last", options.last)):
+            if name is not None and name not in self.names:
+                raise InputError(
+                    f"`{option}` names the candidate {name!r}, which the pool does not have",
+                    remedy=did_you_mean(name, self.names),
+                )
+        if options.max_new_tokens < 1:
+            raise InputError(
+                f"max_new_tokens is {options.max_new_tokens}; a response has at least one token",
+                remedy="give 1 or more; the paper uses 512",
+            )
+        if any(not stop for stop in options.stop):
+            raise InputError("a stop string is empty", remedy="leave it out")
+        if options.batch_rows < 1:
+            raise InputError(
+                f"batch_rows is {options.batch_rows}; at least one response is written at once",
+                remedy="give 1 or more",
+            )
+        if any(
+            len(reader.info.vocabulary.encode(options.final_prompt)) >= options.max_new_tokens
+            for reader in self._readers
+        ):
+            raise InputError(
+                f"the final prompt {options.final_prompt!r} fills max_new_tokens "
+                f"({options.max_new_tokens}) alone",
+                remedy="shorten it or raise max_new_tokens",
+            )
+        for candidate in self.candidates:
+            if options.boundary.needs_entropy:
+                require(candidate.backend, "Steps", "a boundary rule that looks at entropies")
+            elif not isinstance(candidate.backend, Steps):
+                require(candidate.backend, "Generates", "turn-taking")
+        self.policy.start(self.names)
+
+    def rows(self, queries: Sequence[Query], seeds: Sequence[int]) -> list[Row]:
+        """Render and check every query before anything is computed.
+
+        Raises:
+            InputError: an empty prompt, or one that does not fit a candidate's context (says
+                which prompt and which candidate).
+        """
+        made = []
+        groups = [candidate.group for candidate in self.candidates]
+        for index, (query, seed) in enumerate(zip(queries, seeds, strict=True)):
+            try:
+                prompts = [candidate.backend.render(query) for candidate in self.candidates]
+            except InputError as error:
+                raise InputError(
+                    f"prompt {index + 1}: {error.message}", remedy=error.remedy
+                ) from error
+            row = Row(
+                index, query, seed, prompts, self.options.max_new_tokens, self._readers, groups
+            )
+            for candidate, prompt in zip(self.candidates, prompts, strict=True):
+                limit = candidate.backend.info.context_length
+                if limit is not None and len(prompt) >= limit:
+                    raise InputError(
+                        f"prompt {index + 1} is {len(prompt)} tokens long for candidate "
+                        f"{candidate.name!r}, whose context is {limit}",
+                        remedy="shorten the prompt, or leave that candidate out",
+                    )
+                if not prompt:
+                    raise InputError(
+                        f"prompt {index + 1} has no tokens for candidate {candidate.name!r}",
+                        remedy="give it text, or a prompt format that adds a start token",
+                    )
+            self.policy.check(row)
+            made.append(row)
+        return made
+
+    # -- the loop ----------------------------------------------------------------------------
+    def run(self, rows: Sequence[Row], *, stream: bool = False) -> Iterator[Piece | Finished]:
+        """Write every row; yields each as it finishes, and pieces before if ``stream``.
+
+        Rows are started in order as memory allows and finish in any order.
+        """
+        if not rows:
+            return
+        longest = max(max(map(len, row.prompts)) for row in rows) + self.options.max_new_tokens
+        width = rows_at_once(self.candidates, self.policy, longest, self.options, len(rows))
+        self._open_writers(width, longest)
+        waiting = list(reversed(rows))
+        active: list[Row] = []
+        fresh: list[Row] = []
+        while waiting or active:
+            while waiting and len(active) < width:
+                active.append(waiting.pop())
+                fresh.append(active[-1])
+            self._choose(fresh)
+            fresh = []
+            for row in [row for row in active if row.finish is not None]:
+                active.remove(row)
+                finished = self._finish(row)
+                if stream:
+                    yield from self._unstreamed(row)
+                yield finished
+            if not active:
+                continue
+            turn = self._longest_queue(active)
+            drafts = [self._draft(row) for row in turn]
+            writing = [draft for draft in drafts if draft.ending is None]
+            if writing:
+                yield from self._write(writing, stream)
+            for draft in drafts:
+                self._settle(draft)
+            fresh = [row for row in turn if row.finish is None]
+
+    def _open_writers(self, width: int, longest: int) -> None:
+        """One writer for every set of weights."""
+        self._writers = {}
+        by_weights: dict[int, Writer] = {}
+        for index, candidate in enumerate(self.candidates):
+            backend = candidate.backend
+            key = id(backend.stepper) if isinstance(backend, Steps) else id(backend)
+            if key not in by_weights:
+                if isinstance(backend, Steps):
+                    mates = sum(
+                        isinstance(c.backend, Steps) and id(c.backend.stepper) == key
+                        for c in self.candidates
+                    )
+                    by_weights[key] = SessionWriter(backend, width * mates, longest)
+                else:
+                    assert isinstance(backend, Generates)
+                    by_weights[key] = RequestWriter(backend)
+            self._writers[index] = by_weights[key]
+
+    def _longest_queue(self, active: Sequence[Row]) -> list[Row]:
+        """Rows that wait for the writer most rows wait for; the earliest row breaks ties."""
+        queues: dict[int, list[Row]] = {}
+        for row in active:
+            queues.setdefault(id(self._writers[row.choice]), []).append(row)
+        return max(queues.values(), key=len)
+
+    def _choose(self, rows: Sequence[Row]) -> None:
+        """Set who writes next in each row; forced text goes in first."""
+        options, asked = self.options, []
+        for row in rows:
+            turns = sum(turn.writer >= 0 for turn in row.turns)
+            if (options.last or options.final_prompt) and not row.last_turn:
+                reserve = options.boundary.cap + max(map(len, self._final))
+                if row.remaining <= reserve:
+                    self._begin_last_turn(row)
+            name = options.last if row.last_turn else options.first if turns == 0 else None
+            row.choice_probabilities = {}
+            if name is None:
+                asked.append(row)
+            else:
+                row.choice = self.names.index(name)
+        if not asked:
+            return
+        for row, decision in zip(asked, self.policy.choose(asked), strict=True):
+            if decision is None:
+                row.finish = "context"
+            else:
+                row.choice = decision.candidate
+                row.choice_probabilities = decision.probabilities
+
+    def _begin_last_turn(self, row: Row) -> None:
+        row.last_turn = True
+        if self.options.final_prompt:
+            ids = self._final[0]
+            row.append(Turn(-1, tuple(ids), {}, self.options.final_prompt))
+
+    def _draft(self, row: Row) -> Draft:
+        """Start the next segment of a row."""
+        candidate = self.candidates[row.choice]
+        used = len(row.prompts[row.choice]) + len(row.ids[candidate.group])
+        limit = candidate.backend.info.context_length
+        room, ends = row.remaining, "length"
+        if limit is not None and limit - used < room:
+            room, ends = limit - used, "context"
+        ending: Ending = "length" if ends == "length" else "context"
+        draft = Draft(
+            row, row.choice, candidate, self._rules, self._traits[row.choice], room, ending
+        )
+        if room <= 0:
+            draft.ending = ending
+        return draft
+
+    def _write(self, drafts: list[Draft], stream: bool) -> Iterator[Piece]:
+        names = [draft.candidate.name for draft in drafts]
+        rows = [draft.row for draft in drafts]
+        steps = self._writers[drafts[0].writer].write(drafts)
+        if stream:
+            for row in rows:
+                yield from self._unstreamed(row)
+        while True:
+            with shared_time(rows, names):
+                done = next(steps, _DONE) is _DONE
+            if stream:
+                for draft in drafts:
+                    yield from self._unstreamed(draft.row, draft)
+            if done:
+                return
+
+    def _unstreamed(self, row: Row, draft: Draft | None = None) -> Iterator[Piece]:
+        """What the row's stream has not shown yet, the visible part of a draft included."""
+        text, writer = row.text, row.turns[-1].writer if row.turns else -1
+        if draft is not None:
+            text, writer = text + draft.visible_text(), draft.writer
+        text = text[: row.cut]
+        if len(text) > row.streamed:
+            name = FORCED if writer < 0 else self.names[writer]
+            yield Piece(row.index, name, text[row.streamed :])
+            row.streamed = len(text)
+
+    def _settle(self, draft: Draft) -> None:
+        """Put a finished segment into its row, and end the row if it ends."""
+        row = draft.row
+        account = row.account(draft.candidate.name)
+        account.tokens_discarded += draft.discarded
+        if draft.ids:
+            account.tokens_written += len(draft.ids)
+            row.append(draft.turn())
+            row.empty_turns = 0
+        else:
+            row.empty_turns += 1
+        if draft.ending == "boundary":
+            if row.last_turn:
+                row.finish = "length"
+        elif draft.ending == "eos":
+            self._after_eos(row)
+        elif draft.ending is not None:
+            row.finish = draft.ending
+        if row.finish is None and row.remaining <= 0:
+            row.finish = "length"
+
+    def _after_eos(self, row: Row) -> None:
+        options = self.options
+        if row.last_turn:
+            row.finish = "eos"
+        elif options.on_eos == "handover" and row.empty_turns < len(self.candidates):
+            return
+        elif options.final_prompt and options.final_prompt not in row.text:
+            self._begin_last_turn(row)
+        else:
+            row.finish = "eos"
+
+    def _finish(self, row: Row) -> Finished:
+        for index, name in enumerate(self.names):
+            self._writers[index].forget(row, index, name)
+        self.policy.forget(row)
+        return Finished(row.index, row.completion(self.names))
+
+
+_DONE = object()
+
+
+def forbid_foreign(group: Sequence[Candidate]) -> None:
+    """Keep candidates of one vocabulary from writing ids that another of them cannot read.
+
+    Checkpoints of one pipeline often differ in an added token or two. A candidate's own
+    end-of-sequence tokens stay allowed: they end its turn and are never passed on.
+    """
+    vocabularies = [candidate.backend.info.vocabulary for candidate in group]
+    entries = [set(vocabulary.tokens.items()) for vocabulary in vocabularies]
+    common = set.intersection(*entries)
+    odd = {index for items in entries for _, index in items - common}
+    sizes = [candidate.backend.info.embedding_size for candidate in group]
+    known = [size for size in sizes if size is not None]
+    if known:
+        odd |= set(range(min(known), max(known)))
+    for candidate in group:
+        candidate.forbidden = tuple(sorted(odd - candidate.backend.info.eos_ids))

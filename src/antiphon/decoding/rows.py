@@ -1,0 +1,220 @@
+"""One response being written: its trace, its seed, and what every model has read of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from antiphon.backends.base import Backend, Lane
+from antiphon.backends.sampling import CHOICES, TOKENS, uniforms
+from antiphon.decoding.alignment import Detokenizer, encode_after
+from antiphon.types import (
+    FORCED,
+    Completion,
+    FinishReason,
+    ModelUsage,
+    Query,
+    SamplingParams,
+    Segment,
+)
+
+
+@dataclass
+class Candidate:
+    """A voice of the pool as the engine sees it.
+
+    Attributes:
+        name: as the user calls it.
+        backend: the model.
+        sampling: how its tokens are drawn.
+        group: number of its vocabulary; candidates of one group exchange token ids.
+        forbidden: ids it may not write because another candidate of its group could not read them.
+    """
+
+    name: str
+    backend: Backend
+    sampling: SamplingParams
+    group: int = 0
+    forbidden: tuple[int, ...] = ()
+
+
+@dataclass
+class Turn:
+    """One writer's part of the trace.
+
+    ``writer`` is an index into the pool, -1 for forced text. ``text`` is empty until it is known:
+    in a pool that exchanges ids it is decoded when somebody needs it.
+    """
+
+    writer: int
+    ids: tuple[int, ...]
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+    text: str = ""
+
+
+class Row:
+    """A response in progress.
+
+    Args:
+        index: place in the input.
+        query: what was asked.
+        seed: fixes every draw of this row.
+        prompts: the rendered prompt, one a candidate.
+        max_new_tokens: most tokens of the response.
+        backends: one for every vocabulary group.
+        groups: vocabulary group of every candidate.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        query: Query,
+        seed: int,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        backends: list[Backend],
+        groups: Sequence[int],
+    ) -> None:
+        self.index = index
+        self.query = query
+        self.seed = seed
+        self.prompts = prompts
+        self.max_new_tokens = max_new_tokens
+        self.turns: list[Turn] = []
+        self.ids: list[list[int]] = [[] for _ in backends]
+        self.tokens = 0
+        self.finish: FinishReason | None = None
+        self.cut: int | None = None
+        self.choice = -1
+        self.choice_probabilities: Mapping[str, float] = {}
+        self.last_turn = False
+        self.empty_turns = 0
+        self.streamed = 0
+        self.lanes: dict[int, Lane] = {}
+        self.usage: dict[str, ModelUsage] = {}
+        self.vocabularies = [backend.info.vocabulary for backend in backends]
+        self.groups = groups
+        self._detokenizer = Detokenizer(self.vocabularies[0])
+        self._decoded = 0
+        self._text = ""
+        self._draws = uniforms(seed, TOKENS, max_new_tokens)
+        self._choices = np.zeros(0)
+
+    # -- draws ---------------------------------------------------------------------------------
+    def token_uniform(self, position: int) -> float:
+        """The number that draws the response's token at this position."""
+        # A row that stopped may be asked once more before it leaves its batch.
+        return float(self._draws[min(position, len(self._draws) - 1)])
+
+    def choice_uniform(self) -> float:
+        """The number that draws the next writer: fixed by the seed and the number of turns."""
+        turn = len(self.turns)
+        if turn >= len(self._choices):
+            self._choices = uniforms(self.seed, CHOICES, 2 * turn + 16)
+        return float(self._choices[turn])
+
+    # -- the trace -----------------------------------------------------------------------------
+    @property
+    def remaining(self) -> int:
+        """Tokens that may still be written."""
+        return self.max_new_tokens - self.tokens
+
+    @property
+    def text(self) -> str:
+        """The response so far (unfinished characters left out while it is being written)."""
+        self._decode()
+        return self._text
+
+    def group_of(self, turn: Turn) -> int:
+        """Vocabulary group of a turn's ids (forced text is kept in the first group's)."""
+        return self.groups[turn.writer] if turn.writer >= 0 else 0
+
+    def text_of(self, turn: Turn) -> str:
+        """A turn's text."""
+        self._decode()
+        return turn.text
+
+    def peek(self, ids: Sequence[int]) -> str:
+        """The text that these ids would add (pools that exchange ids)."""
+        self._decode()
+        return self._detokenizer.peek(ids)
+
+    def append(self, turn: Turn) -> None:
+        """Add a turn; its ids are ids of the writer's vocabulary group.
+
+        With several groups ``turn.text`` must be given, and every other group's ids of the trace
+        are extended by its own ids of that text.
+        """
+        group = self.group_of(turn)
+        if len(self.ids) > 1:
+            before = self._text
+            for other, ids in enumerate(self.ids):
+                if other != group:
+                    self._extend(other, before, turn.text, ids)
+            self._text += turn.text
+            self._decoded = len(self.turns) + 1
+        self.ids[group].extend(turn.ids)
+        self.turns.append(turn)
+        self.tokens += len(turn.ids)
+
+    def _extend(self, group: int, before: str, text: str, ids: list[int]) -> None:
+        vocabulary = self.vocabularies[group]
+        new = encode_after(vocabulary, before, text)
+        if new is None:
+            # The pieces do not come apart: read the whole trace again (sessions keep what agrees).
+            ids[:] = encode_after(vocabulary, "", before + text) or vocabulary.encode(before + text)
+        else:
+            ids.extend(new)
+
+    def _decode(self) -> None:
+        """Give texts to the turns that have none yet (pools that exchange ids)."""
+        while self._decoded < len(self.turns):
+            turn = self.turns[self._decoded]
+            turn.text = self._detokenizer.push(turn.ids)
+            self._text += turn.text
+            self._decoded += 1
+
+    def finished_text(self) -> None:
+        """Complete the text when nothing will follow."""
+        self._decode()
+        if len(self.ids) == 1 and self.turns:
+            rest = self._detokenizer.flush()
+            self.turns[-1].text += rest
+            self._text += rest
+
+    # -- accounts ------------------------------------------------------------------------------
+    def account(self, name: str) -> ModelUsage:
+        """The usage of one model for this row."""
+        return self.usage.setdefault(name, ModelUsage())
+
+    def completion(self, names: list[str]) -> Completion:
+        """The finished response."""
+        self.finished_text()
+        end = len(self._text) if self.cut is None else self.cut
+        segments, start = [], 0
+        for turn in self.turns:
+            text = self._text[start : min(end, start + len(turn.text))]
+            start += len(turn.text)
+            name = FORCED if turn.writer < 0 else names[turn.writer]
+            segments.append(Segment(name, text, turn.ids, turn.probabilities))
+        return Completion(
+            text=self._text[:end],
+            finish_reason=self.finish or "length",
+            segments=tuple(segments),
+            usage={name: self.usage[name] for name in sorted(self.usage)},
+            seed=self.seed,
+        )
+
+
+@contextmanager
+def shared_time(rows: list[Row], names: list[str]) -> Iterator[None]:
+    """Book the wall time of a block on its rows in equal shares, each under its model's name."""
+    start = time.perf_counter()
+    yield
+    share = (time.perf_counter() - start) / len(rows)
+    for row, name in zip(rows, names, strict=True):
+        row.account(name).seconds += share

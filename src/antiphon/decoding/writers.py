@@ -1,0 +1,173 @@
+"""Writing one turn for many rows at once.
+
+:class:`SessionWriter` drives models that step in this process: every candidate reads each position
+once, rows of all candidates that share weights run in one batch, rows that stop leave it.
+:class:`RequestWriter` asks models that can only generate; their prompts are sent whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+
+from antiphon.backends.base import Generates, Lane, Steps
+from antiphon.backends.sampling import derive_seed, draw, entropy
+from antiphon.decoding.alignment import common_prefix
+from antiphon.decoding.drafts import OVERRUN, Draft
+from antiphon.decoding.rows import Row
+
+
+class Writer(Protocol):
+    """Completes drafts; yields between steps so that a caller may stream."""
+
+    def write(self, drafts: Sequence[Draft]) -> Iterator[None]: ...
+
+    def forget(self, row: Row, writer: int, name: str) -> None:
+        """The row is finished: book one candidate's work on it and give its storage back."""
+
+
+class SessionWriter:
+    """Writes with models that step; one writer serves all candidates of one stepper.
+
+    Args:
+        backend: any of the candidates.
+        lanes: most rows at once, over all candidates of the stepper.
+        positions: most positions of a row.
+    """
+
+    def __init__(self, backend: Steps, lanes: int, positions: int) -> None:
+        self._session = backend.stepper.new_session()
+        self._session.reserve(lanes, positions)
+        self._masks: dict[int, torch.Tensor] = {}
+
+    def write(self, drafts: Sequence[Draft]) -> Iterator[None]:
+        live, chunks = self._arrange(drafts)
+        with self._session.batch([self._lane(draft) for draft in live]) as batch:
+            logits = batch.extend(chunks)
+            while True:
+                tokens = self._draw(live, logits)
+                yield
+                stay = [place for place, draft in enumerate(live) if draft.ending is None]
+                if not stay:
+                    return
+                # Rows that stopped leave in groups: leaving copies what the others have stored.
+                if 4 * len(stay) <= 3 * len(live):
+                    batch.keep(stay)
+                    live, tokens = [live[place] for place in stay], tokens[stay]
+                else:
+                    for place in set(range(len(live))) - set(stay):
+                        batch.idle(place)
+                logits = batch.step(tokens)
+
+    def forget(self, row: Row, writer: int, name: str) -> None:
+        lane = row.lanes.pop(writer, None)
+        if lane is None:
+            return
+        account = row.account(name)
+        account.prefill_positions += lane.prefill
+        account.decode_positions += lane.decode
+        account.idle_positions += lane.idle
+        self._session.release(lane)
+
+    def _arrange(self, drafts: Sequence[Draft]) -> tuple[list[Draft], list[list[int]]]:
+        """Order the rows, and say what each has to read.
+
+        Neighbours in storage are computed in place, so their order is kept. Others are gathered
+        anyway, and rows with equally long chunks waste least side by side.
+        """
+        unread = [self._unread(draft) for draft in drafts]
+        order = sorted(range(len(drafts)), key=lambda place: len(unread[place]))
+        for place in order:
+            draft = drafts[place]
+            if draft.writer not in draft.row.lanes:
+                steps = draft.candidate.backend
+                assert isinstance(steps, Steps)
+                draft.row.lanes[draft.writer] = self._session.open(steps.adapter)
+        slots = [self._lane(draft).slot for draft in drafts]
+        if max(slots) - min(slots) == len(slots) - 1:
+            order = sorted(range(len(drafts)), key=lambda place: slots[place])
+        return [drafts[place] for place in order], [unread[place] for place in order]
+
+    @staticmethod
+    def _lane(draft: Draft) -> Lane:
+        return draft.row.lanes[draft.writer]
+
+    def _unread(self, draft: Draft) -> list[int]:
+        """What the writer has not read of its row: prompt and trace, one token at least."""
+        row, lane = draft.row, draft.row.lanes.get(draft.writer)
+        prompt, trace = row.prompts[draft.writer], row.ids[draft.candidate.group]
+        if lane is None:
+            return [*prompt, *trace]
+        known = len(lane.ids) - len(prompt)
+        if known < 0 or draft.rules.text_exchange or known >= len(trace):
+            whole = [*prompt, *trace]
+            same = min(common_prefix(lane.ids, whole), len(whole) - 1)
+            if same < len(lane.ids):
+                self._session.crop(lane, same)
+            return whole[same:]
+        return trace[known:]
+
+    def _draw(self, live: list[Draft], logits: torch.Tensor) -> torch.Tensor:
+        """Draw a token for every row and feed the drafts that are still being written."""
+        logits = self._forbid(live, logits)
+        numbers = [draft.row.token_uniform(draft.row.tokens + len(draft.ids)) for draft in live]
+        uniform = torch.tensor(numbers, dtype=torch.float64)
+        tokens = draw(logits, [draft.candidate.sampling for draft in live], uniform)
+        doubts = [0.0] * len(live)
+        if live[0].rules.boundary.needs_entropy:
+            doubts = entropy(logits).tolist()
+        for draft, token, doubt in zip(live, tokens.tolist(), doubts, strict=True):
+            if draft.ending is None:
+                draft.feed(token, doubt)
+        return tokens
+
+    def _forbid(self, live: list[Draft], logits: torch.Tensor) -> torch.Tensor:
+        """Rule out tokens that another candidate of the vocabulary could not read."""
+        if not any(draft.candidate.forbidden for draft in live):
+            return logits
+        for writer in {draft.writer for draft in live}:
+            forbidden = next(d.candidate.forbidden for d in live if d.writer == writer)
+            if writer not in self._masks:
+                mask = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+                mask[[token for token in forbidden if token < len(mask)]] = True
+                self._masks[writer] = mask
+        masks = torch.stack([self._masks[draft.writer] for draft in live])
+        return logits.masked_fill(masks, float("-inf"))
+
+
+class RequestWriter:
+    """Writes with a model that can only generate: prompt and trace are sent at every turn.
+
+    Tokens beyond what ended a draft are dropped; a rule that needs entropies cannot be used.
+    """
+
+    def __init__(self, backend: Generates) -> None:
+        self._backend = backend
+
+    def write(self, drafts: Sequence[Draft]) -> Iterator[None]:
+        prompts, most = [], []
+        for draft in drafts:
+            prompt = draft.row.prompts[draft.writer]
+            prompts.append([*prompt, *draft.row.ids[draft.candidate.group]])
+            over = OVERRUN + 1 if draft.rules.text_exchange else 0
+            most.append(min(draft.room, draft.rules.boundary.cap + over))
+        seeds = [derive_seed(d.row.seed, "request", len(d.row.turns)) for d in drafts]
+        sampling = drafts[0].candidate.sampling
+        answers = self._backend.generate(prompts, most, sampling, seeds)
+        for draft, prompt, answer in zip(drafts, prompts, answers, strict=True):
+            account = draft.row.account(draft.candidate.name)
+            account.prefill_positions += len(prompt)
+            account.decode_positions += max(0, len(answer.token_ids) - 1)
+            for place, token in enumerate(answer.token_ids):
+                draft.feed(token, 0.0)
+                if draft.ending is not None:
+                    draft.discarded += len(answer.token_ids) - place - 1
+                    break
+            if draft.ending is None:  # the model stopped early and sent no end token
+                draft.ending = "eos"
+        yield
+
+    def forget(self, row: Row, writer: int, name: str) -> None:
+        """Nothing is kept between turns."""
