@@ -74,9 +74,7 @@ class CandidateConfig(ModelConfig):
 class BoundaryConfig(Strict):
     """When a segment ends."""
 
-    kind: Literal["tokens", "sentence", "entropy"] = Field(
-        "tokens", description="every segment_tokens; sentence or line end; an unsure next token"
-    )
+    kind: str = Field("tokens", description="tokens, sentence, entropy, or an installed one")
     threshold: float | None = Field(None, gt=0, description="entropy in nats (kind: entropy)")
     minimum: int = Field(1, ge=1, description="fewest tokens of a segment (sentence, entropy)")
 
@@ -90,7 +88,9 @@ class BoundaryConfig(Strict):
 class PolicyConfig(Strict):
     """Who speaks next."""
 
-    kind: Literal["uniform", "fixed", "round_robin", "schedule", "lm"] = Field("uniform")
+    kind: str = Field(
+        "uniform", description="uniform, round_robin, fixed, schedule, lm, or an installed one"
+    )
     candidate: str | None = Field(None, description="the speaker (kind: fixed)")
     schedule: list[str] | None = Field(None, description="speakers in order (kind: schedule)")
     repeat: bool = Field(False, description="start the schedule over at its end")
@@ -130,7 +130,9 @@ class GenerateConfig(Strict):
     exchange: Literal["auto", "ids", "text"] = Field(
         "auto", description="what candidates pass on; auto: ids if they share a vocabulary"
     )
-    batch_rows: int = Field(64, ge=1, description="most responses written at once")
+    batch_rows: int = Field(
+        32, ge=1, description="most responses written at once; results are saved this often"
+    )
     memory_gb: float | None = Field(None, gt=0, description="most GB of key-value caches")
     seed: int = Field(0, description="fixes every draw of the run")
 

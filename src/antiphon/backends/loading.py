@@ -17,6 +17,7 @@ from antiphon.backends.transformers import LoadedModel, TransformersBackend, end
 from antiphon.backends.vocabulary import TokenizerVocabulary
 from antiphon.config import ModelConfig
 from antiphon.errors import CapabilityError, InputError
+from antiphon.record import directory_fingerprint
 
 
 class Loader:
@@ -42,13 +43,8 @@ class Loader:
         """
         base, adapter = resolve_adapter(config, name)
         loaded = self._base(base, config, name)
-        tokenizer_source = base
-        adapter_name = None
-        if adapter is not None:
-            adapter_name = self._adapter(loaded, adapter, name)
-            if _holds_tokenizer(adapter):
-                tokenizer_source = adapter
-        vocabulary = load_vocabulary(tokenizer_source, config, name)
+        adapter_name = None if adapter is None else self._adapter(loaded, adapter, name)
+        vocabulary = load_vocabulary(tokenizer_source(base, adapter), config, name)
         prompt = PromptFormat(**config.prompt.model_dump())
         return TransformersBackend(
             name,
@@ -159,6 +155,26 @@ def resolve_adapter(config: ModelConfig, name: str) -> tuple[str, str | None]:
     return str(base), config.model
 
 
+def model_identity(config: ModelConfig) -> dict[str, str]:
+    """What tells two states of a model apart: a local directory's contents, or a hub commit.
+
+    Cheap: no weights are loaded. The base and the adapter each have theirs.
+    """
+    base, adapter = resolve_adapter(config, config.model)
+    found = {}
+    for part, source in (("base", base), ("adapter", adapter)):
+        if source is None:
+            continue
+        if Path(source).is_dir():
+            found[part] = directory_fingerprint(Path(source))
+        elif part == "base":
+            settings = check_loadable(source, config, source)
+            found[part] = str(getattr(settings, "_commit_hash", None) or config.revision or source)
+        else:
+            found[part] = source
+    return found
+
+
 def check_loadable(source: str, config: ModelConfig, name: str) -> Any:
     """Read the configuration only, and refuse what cannot be decoded, before weights are read.
 
@@ -186,6 +202,8 @@ def load_vocabulary(source: str, config: ModelConfig, name: str) -> TokenizerVoc
             source, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
     except Exception as error:  # tokenizers raise whatever their files make them
+        if not _exists(source):
+            raise _unreadable(name, source, error) from error
         raise InputError(
             f"the tokenizer of model {name!r} ({source}) cannot be loaded: {_first_line(error)}",
             remedy="save the tokenizer's files beside the model",
@@ -224,9 +242,12 @@ def _adapter_settings(source: str) -> dict[str, Any] | None:
     return dict(json.loads(Path(found).read_text(encoding="utf-8")))
 
 
-def _holds_tokenizer(source: str) -> bool:
-    folder = Path(source)
-    return folder.is_dir() and (folder / "tokenizer_config.json").is_file()
+def tokenizer_source(base: str, adapter: str | None) -> str:
+    """Where a model's tokenizer is: with the adapter if that has one (its chat template is what
+    the adapter was trained with), else with the base."""
+    if adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file():
+        return adapter
+    return base
 
 
 def _dtype(name: str) -> Any:
@@ -250,8 +271,7 @@ def _need(package: str, why: str) -> None:
 
 
 def _unreadable(name: str, source: str, error: Exception) -> InputError:
-    looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1
-    if looks_local and not Path(source).exists():
+    if not _exists(source):
         return InputError(
             f"model {name!r}: there is no directory {source!r}",
             remedy="check the path; `antiphon lab build` makes small checkpoints to try with",
@@ -261,6 +281,12 @@ def _unreadable(name: str, source: str, error: Exception) -> InputError:
         remedy="check the name, the revision and the network; a local model is a directory with "
         "config.json",
     )
+
+
+def _exists(source: str) -> bool:
+    """Whether a source may exist: what looks like a hub id is given the benefit of the doubt."""
+    looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1
+    return Path(source).exists() or not looks_local
 
 
 def _first_line(error: Exception) -> str:

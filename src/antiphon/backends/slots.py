@@ -18,14 +18,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
 
 from antiphon.backends.base import Lane
 
-Mask = Union[torch.Tensor, dict[str, torch.Tensor]]
+Mask = torch.Tensor | dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)

@@ -227,7 +227,8 @@ class TransformersBackend:
     ) -> list[Generated]:
         """See :class:`antiphon.backends.base.Generates`."""
         session = self.loaded.new_session()
-        session.reserve(len(prompts), max(len(p) + n for p, n in zip(prompts, max_new_tokens)))
+        longest = max(map(len, prompts)) + max(max_new_tokens)
+        session.reserve(len(prompts), longest)
         lanes = [session.open(self.adapter) for _ in prompts]
         numbers = [uniforms(s, TOKENS, n) for s, n in zip(seeds, max_new_tokens, strict=True)]
         written: list[list[int]] = [[] for _ in prompts]

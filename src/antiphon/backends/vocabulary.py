@@ -80,17 +80,20 @@ class TokenizerVocabulary:
 
 
 class ByteVocabulary:
-    """UTF-8 bytes as token ids 0..255 and an end-of-sequence id 256; for scripted models."""
+    """UTF-8 bytes as token ids 0..255, an end of sequence and a mark that opens the answer; for
+    scripted models."""
 
     name = "bytes"
-    size = 257
+    size = 258
     eos_id = 256
+    answer_id = 257
     fingerprint = "antiphon-bytes-1"
-    added_ids = frozenset({256})
+    added_ids = frozenset({256, 257})
 
     @property
     def tokens(self) -> dict[str, int]:
-        return {**{f"<0x{byte:02X}>": byte for byte in range(256)}, "</s>": self.eos_id}
+        plain = {f"<0x{byte:02X}>": byte for byte in range(256)}
+        return {**plain, "</s>": self.eos_id, "<answer>": self.answer_id}
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8"))

@@ -175,8 +175,13 @@ class Engine:
                 require(candidate.backend, "Generates", "turn-taking")
         self.policy.start(self.names)
 
-    def rows(self, queries: Sequence[Query], seeds: Sequence[int]) -> list[Row]:
+    def rows(self, queries: Sequence[Query], seeds: Sequence[int], *, first: int = 0) -> list[Row]:
         """Render and check every query before anything is computed.
+
+        Args:
+            queries: what is asked.
+            seeds: one a query.
+            first: index of the first query, for messages and events.
 
         Raises:
             InputError: an empty prompt, or one that does not fit a candidate's context (says
@@ -184,7 +189,7 @@ class Engine:
         """
         made = []
         groups = [candidate.group for candidate in self.candidates]
-        for index, (query, seed) in enumerate(zip(queries, seeds, strict=True)):
+        for index, (query, seed) in enumerate(zip(queries, seeds, strict=True), first):
             try:
                 prompts = [candidate.backend.render(query) for candidate in self.candidates]
             except InputError as error:

@@ -101,12 +101,14 @@ class Row:
         self._detokenizer = Detokenizer(self.vocabularies[0])
         self._decoded = 0
         self._text = ""
-        self._draws = uniforms(seed, TOKENS, max_new_tokens)
+        self._draws = np.zeros(0)
         self._choices = np.zeros(0)
 
     # -- draws ---------------------------------------------------------------------------------
     def token_uniform(self, position: int) -> float:
         """The number that draws the response's token at this position."""
+        if not len(self._draws):
+            self._draws = uniforms(self.seed, TOKENS, self.max_new_tokens)
         # A row that stopped may be asked once more before it leaves its batch.
         return float(self._draws[min(position, len(self._draws) - 1)])
 

@@ -1,0 +1,102 @@
+"""From configuration to a ready method: policies and boundary rules by their registered names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from antiphon.backends.loading import Loader
+from antiphon.config import BoundaryConfig, GenerateConfig, PolicyConfig, PromptConfig
+from antiphon.decoding.boundaries import Boundary, EntropyAbove, EveryTokens, SentenceEnd
+from antiphon.decoding.engine import TurnOptions
+from antiphon.decoding.policies import Fixed, Policy, RoundRobin, Schedule, Uniform
+from antiphon.decoding.switcher import LMSwitcher, SwitcherPrompt
+from antiphon.registry import Registry
+
+PolicyBuilder = Callable[[PolicyConfig, Loader], Policy]
+BoundaryBuilder = Callable[[BoundaryConfig, int], Boundary]
+
+POLICIES = Registry(
+    "policy",
+    "antiphon.policies",
+    {
+        name: f"antiphon.decoding.build:{name}"
+        for name in ("uniform", "round_robin", "fixed", "schedule", "lm")
+    },
+)
+"""Builders of policies: ``build(config, loader) -> Policy``."""
+
+BOUNDARIES = Registry(
+    "boundary rule",
+    "antiphon.boundaries",
+    {name: f"antiphon.decoding.build:{name}" for name in ("tokens", "sentence", "entropy")},
+)
+"""Builders of boundary rules: ``build(config, segment_tokens) -> Boundary``."""
+
+
+def uniform(config: PolicyConfig, loader: Loader) -> Policy:
+    return Uniform()
+
+
+def round_robin(config: PolicyConfig, loader: Loader) -> Policy:
+    return RoundRobin()
+
+
+def fixed(config: PolicyConfig, loader: Loader) -> Policy:
+    return Fixed(config.candidate or "")
+
+
+def schedule(config: PolicyConfig, loader: Loader) -> Policy:
+    return Schedule(config.schedule or [], repeat=config.repeat)
+
+
+def lm(config: PolicyConfig, loader: Loader) -> Policy:
+    """The LM switcher; its own prompt is the bare query unless its configuration says otherwise."""
+    if config.switcher is None:
+        raise ValueError("validated: kind 'lm' has a switcher")
+    model = config.switcher
+    if model.prompt == PromptConfig():
+        model = model.model_copy(update={"prompt": PromptConfig(kind="raw")})
+    return LMSwitcher(
+        loader.load(model, "switcher"),
+        prompt=SwitcherPrompt(frame=config.frame, labels=tuple(config.labels or ())),
+        top_p=config.top_p if config.select == "top_p" else None,
+        temperature=config.temperature,
+    )
+
+
+def tokens(config: BoundaryConfig, segment_tokens: int) -> Boundary:
+    return EveryTokens(segment_tokens)
+
+
+def sentence(config: BoundaryConfig, segment_tokens: int) -> Boundary:
+    return SentenceEnd(segment_tokens, config.minimum)
+
+
+def entropy(config: BoundaryConfig, segment_tokens: int) -> Boundary:
+    if config.threshold is None:
+        raise ValueError("validated: kind 'entropy' has a threshold")
+    return EntropyAbove(config.threshold, segment_tokens, config.minimum)
+
+
+def build_policy(config: PolicyConfig, loader: Loader) -> Policy:
+    """The policy that a configuration describes; loads its switcher if it has one."""
+    builder: PolicyBuilder = POLICIES.get(config.kind)
+    return builder(config, loader)
+
+
+def build_options(config: GenerateConfig) -> TurnOptions:
+    """The engine's options of a run."""
+    builder: BoundaryBuilder = BOUNDARIES.get(config.boundary.kind)
+    memory = None if config.memory_gb is None else int(config.memory_gb * 1e9)
+    return TurnOptions(
+        max_new_tokens=config.max_new_tokens,
+        boundary=builder(config.boundary, config.segment_tokens),
+        first=config.first,
+        last=config.last,
+        final_prompt=config.final_prompt,
+        on_eos=config.on_eos,
+        stop=tuple(config.stop),
+        exchange=config.exchange,
+        batch_rows=config.batch_rows,
+        memory_bytes=memory,
+    )

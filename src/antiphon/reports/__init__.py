@@ -1,0 +1,1 @@
+"""Tables, coloured traces and pages, made from records."""

@@ -1,0 +1,77 @@
+"""Every example in the README and the docs runs, in order, page by page."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from antiphon.lab.build import build_lab
+from antiphon.lab.pool import write_run_file
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+RUN = {"bash", "python"}
+SHOWN = {"text", "sh", "yaml", "json"}
+"""`sh` blocks are set-up and are checked below; `yaml` blocks are used by the blocks after them."""
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    return FENCE.findall(page.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory as the examples find it: a small lab where `antiphon lab build` puts it."""
+    lab = build_lab(tmp_path / ".lab", size="tiny", seed=0)
+    write_run_file(lab)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_languages_are_known(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text.count("```") % 2 == 0
+    assert text.count("```") // 2 == len(blocks(page)), "a block without a language"
+    assert {language for language, _ in blocks(page)} <= RUN | SHOWN
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if any(language in RUN for language, _ in blocks(page))],
+    ids=lambda page: page.name,
+)
+def test_examples_run(page: Path, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {}
+    for language, code in blocks(page):
+        if language == "python":
+            exec(compile(code, str(page), "exec"), names)
+        elif language == "bash":
+            # The lab is there already, at the size for tests; its own test builds it.
+            code = code.replace("antiphon lab build\n", "")
+            code = re.sub(
+                r"^antiphon ", f"{sys.executable} -m antiphon.cli.main ", code, flags=re.M
+            )
+            done = subprocess.run(["bash", "-euc", code], capture_output=True, text=True)
+            assert done.returncode == 0, f"{code}\n{done.stderr}"
+        elif language == "yaml" and (name := re.match(r"# (\S+\.yaml)\n", code)):
+            (project / name.group(1)).write_text(code, encoding="utf-8")
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^make (\w+)", readme, re.MULTILINE))
+    assert targets == {"demo", "test"}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
