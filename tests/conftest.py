@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # read when the hub's client is imported: no test may wait for it
+)
+
 from collections.abc import Iterator
 
 import pytest

@@ -28,9 +28,8 @@ def questions(tmp_path: Path) -> Ask:
 
     def write(count: int, name: str = "questions.jsonl") -> Path:
         path = tmp_path / name
-        lines = [
-            {"id": i, "input": f"What is QZB plus {'KXA' * (i % 3 + 1)}?"} for i in range(count)
-        ]
+        keys = ("KXA", "KXAKXA", "VLHRMVQZB")
+        lines = [{"id": i, "input": f"What is QZB plus {keys[i % 3]}?"} for i in range(count)]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         return path
 
