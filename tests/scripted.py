@@ -141,15 +141,22 @@ def says(text: str, prompt: str, vocabulary: Any = BYTES, then: int = EOS) -> Sc
     """Goes on with ``text`` after ``prompt``, from wherever the answer has got to, whoever wrote
     it; ``then`` follows at its end."""
 
+    newline = vocabulary.encode("\n")
+
     def script(ids: list[int]) -> int:
-        so_far = vocabulary.decode(ids)
-        done = so_far[len(prompt) :].rstrip("\ufffd")
-        assert text.startswith(done), (text, done)
         whole = list(vocabulary.encode(prompt + text))
         if ids == whole[: len(ids)]:
             return whole[len(ids)] if len(ids) < len(whole) else then
-        rest = vocabulary.encode(text[len(done) :]) if done != text else []
-        return rest[0] if rest else then
+        # Somebody else's words stand in other tokens: go on behind the last whole character.
+        end = len(ids)
+        while vocabulary.decode(ids[:end]).endswith("\ufffd"):
+            end -= 1
+        done = vocabulary.decode(ids[:end])[len(prompt) :]
+        assert text.startswith(done), (text, done)
+        rest = [*vocabulary.encode("\n" + text[len(done) :])[len(newline) :], then]
+        begun = ids[end:]
+        assert rest[: len(begun)] == begun
+        return rest[len(begun)]
 
     return script
 

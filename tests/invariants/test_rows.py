@@ -93,7 +93,7 @@ def test_in_other_families(kind: str) -> None:
     "options",
     [
         {"boundary": SentenceEnd(6)},
-        {"boundary": EntropyAbove(1.5, 8)},
+        {"boundary": EntropyAbove(5.3, 8)},
         {"stop": ("e", "th")},
         {"first": "c", "last": "a", "final_prompt": " so"},
         {"exchange": "text"},
@@ -117,8 +117,10 @@ def test_with_ends_of_sequence_and_hand_overs() -> None:
         few = run(pool, Uniform(), batch_rows=1, on_eos=on_eos)
         many = run(pool, Uniform(), on_eos=on_eos)
         assert list(map(essence, few)) == list(map(essence, many))
-        assert "eos" in {done.finish_reason for done in few} or on_eos == "handover"
-        assert {len(written(done)) for done in few} != {24}
+        if on_eos == "stop":
+            assert {done.finish_reason for done in few} == {"eos", "length"}
+        else:
+            assert min(len(written(done)) for done in few) > 6
 
 
 def test_in_pools_of_several_vocabularies() -> None:

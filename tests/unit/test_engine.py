@@ -203,6 +203,13 @@ def test_a_full_context_ends_the_response(limit: int) -> None:
     assert done.text == ("aaabbb" * 9)[: limit - 1], "the prompt takes one position"
 
 
+@pytest.mark.parametrize("count", [5, 6, 7, 8, 9])
+def test_the_smaller_of_context_and_length_ends_the_response(count: int) -> None:
+    done = take_turns(pool_of(letters("a"), context=8), max_new_tokens=count)
+    assert len(done.text) == min(count, 7)
+    assert done.finish_reason == ("context" if count > 7 else "length")
+
+
 def test_the_context_of_the_writer_counts() -> None:
     pool = CandidatePool(
         {"a": Scripted("a", letters("a"), context=6), "b": Scripted("b", letters("b"))}, GREEDY
@@ -403,6 +410,15 @@ def test_completions_survive_json() -> None:
 def test_finished_rows_leave_no_lanes_behind() -> None:
     pool = pool_of(letters("a"), ends_after(5, "b"))
     SwitchGeneration(pool, max_new_tokens=20, boundary=EveryTokens(2)).generate(["?", "x", "yy"])
+    assert [pool[name].stepper.open_lanes for name in pool] == [0, 0]
+
+
+def test_rows_that_are_given_up_leave_no_lanes_behind() -> None:
+    pool = pool_of(letters("a"), letters("b"))
+    stream = SwitchGeneration(pool, RoundRobin(), boundary=EveryTokens(2)).stream("?")
+    for _ in range(5):
+        next(stream)
+    stream.close()
     assert [pool[name].stepper.open_lanes for name in pool] == [0, 0]
 
 

@@ -16,6 +16,9 @@ from antiphon.decoding.pool import CandidatePool
 from antiphon.errors import CapabilityError, InputError, UnsupportedModelError
 from tests.tiny import build, greedy_alone, random_ids, tokenizer
 
+# PEFT 0.21 asks transformers 5 for a property by its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -46,7 +49,7 @@ def test_a_saved_model_loads_with_its_tokenizer(base: Path) -> None:
     assert pool["mine"].vocabulary.encode("fox") == tokenizer().encode("fox")
 
 
-@pytest.mark.parametrize("path", ["/nowhere/at/all", "./nowhere", "nowhere", "~/nowhere"])
+@pytest.mark.parametrize("path", ["/nowhere/at/all", "./nowhere", "~/nowhere"])
 def test_a_missing_directory_is_named(path: str) -> None:
     with pytest.raises(InputError, match="'mine'.*no directory '" + path) as caught:
         load(model=path)
@@ -137,7 +140,7 @@ def test_an_adapter_without_weights_is_named(tmp_path: Path, base: Path) -> None
     empty = adapter(
         tmp_path / "empty", base_model_name_or_path=str(base), r=4, target_modules=["q_proj"]
     )
-    with pytest.raises(InputError, match="'mine'.*cannot be loaded"):
+    with pytest.raises(InputError, match=r"'mine'.*cannot be loaded"):
         load(model=str(empty))
 
 

@@ -57,7 +57,8 @@ class Loader:
 
     def _base(self, base: str, config: ModelConfig, name: str) -> LoadedModel:
         placement = config.device if config.device_map is None else repr(config.device_map)
-        key = (base, config.revision, config.dtype, placement, repr(config.quantization))
+        same = str(Path(base).resolve()) if Path(base).is_dir() else base
+        key = (same, config.revision, config.dtype, placement, repr(config.quantization))
         if key not in self._models:
             check_loadable(base, config, name)
             self._models[key] = LoadedModel(self._read(base, config, name), name, self._scratch)
@@ -102,7 +103,8 @@ class Loader:
 
     def _adapter(self, loaded: LoadedModel, adapter: str, name: str) -> str:
         """Put an adapter over a base; returns the name it got there."""
-        key = (id(loaded), adapter)
+        same = str(Path(adapter).resolve()) if Path(adapter).is_dir() else adapter
+        key = (id(loaded), same)
         if key in self._adapters:
             return self._adapters[key]
         _need("peft", f"candidate {name!r} is a PEFT adapter")

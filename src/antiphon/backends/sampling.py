@@ -30,8 +30,8 @@ def derive_seed(seed: int, *parts: object) -> int:
 
 def uniforms(seed: int, stream: int, count: int) -> np.ndarray:
     """``count`` float64 numbers in [0, 1): the first of an endless sequence fixed by the seed."""
-    generator = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), stream]))
-    return generator.random(count)
+    key = np.array([seed % 2**64, stream], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).random(count)
 
 
 def draw(

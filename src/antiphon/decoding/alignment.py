@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from antiphon.backends.base import Vocabulary
 
 _UNFINISHED = "\ufffd"
+_WINDOW = 8
 
 
 class Detokenizer:
@@ -26,8 +27,7 @@ class Detokenizer:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._ids = vocabulary.encode("a")[-1:]
-        self._from = 0
-        self._read = len(self._ids)
+        self._shown = len(vocabulary.decode(self._ids))
 
     def push(self, ids: Sequence[int]) -> str:
         """Append ids; returns the text they complete."""
@@ -40,19 +40,31 @@ class Detokenizer:
 
     def peek(self, ids: Sequence[int]) -> str:
         """The text that ``push`` and ``flush`` would return, without changing anything."""
-        kept = (list(self._ids), self._from, self._read)
-        text = self.push(ids)
-        text += self.flush()
-        self._ids, self._from, self._read = kept
-        return text
+        now = self._vocabulary.decode([*self._ids, *ids])
+        return now[self._shown :]
 
     def _take(self, final: bool) -> str:
-        before = self._vocabulary.decode(self._ids[self._from : self._read])
-        now = self._vocabulary.decode(self._ids[self._from :])
-        if len(now) <= len(before) or (now.endswith(_UNFINISHED) and not final):
-            return ""
-        self._from, self._read = self._read, len(self._ids)
-        return now[len(before) :]
+        now = self._vocabulary.decode(self._ids)
+        complete = now if final else now.rstrip(_UNFINISHED)
+        new = complete[self._shown :]
+        self._shown = max(self._shown, len(complete))
+        if len(complete) == len(now) and len(self._ids) > 4 * _WINDOW:
+            # Nothing is pending: a few tokens are enough to go on from.
+            self._ids = last_whole(self._vocabulary, self._ids)
+            self._shown = len(self._vocabulary.decode(self._ids))
+        return new
+
+
+def last_whole(vocabulary: Vocabulary, ids: Sequence[int]) -> list[int]:
+    """The last few ids, cut between characters if there is such a place among the last forty.
+
+    Decoders with byte fallback read a run of bytes as one: started inside a character, they lose
+    the whole run.
+    """
+    for length in range(_WINDOW, min(len(ids), 5 * _WINDOW)):
+        if _UNFINISHED not in vocabulary.decode(ids[-length:]):
+            return list(ids[-length:])
+    return list(ids[-5 * _WINDOW :])
 
 
 def hold_back(text: str) -> int:

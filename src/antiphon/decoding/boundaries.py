@@ -103,7 +103,7 @@ class SentenceEnd:
     def verdict(self, segment: Sequence[int], traits: TokenTraits, entropy: float) -> Verdict:
         newest = traits.text(segment[-1])
         if len(segment) > self.minimum:
-            before = traits.text(segment[-2]).rstrip(self._closers)
+            before = "".join(map(traits.text, segment[-6:-1])).rstrip(self._closers)
             opens = newest[:1].isspace() and not newest.startswith("\n")
             if before.endswith((".", "!", "?")) and opens:
                 return "before"

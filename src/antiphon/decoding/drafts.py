@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from antiphon.decoding.alignment import Detokenizer, encode_after, hold_back
+from antiphon.decoding.alignment import Detokenizer, encode_after, hold_back, last_whole
 from antiphon.decoding.boundaries import Boundary, TokenTraits
 from antiphon.decoding.rows import Candidate, Row, Turn
 
@@ -74,7 +74,7 @@ class Draft:
         if self._closing_at >= 0:
             self._close_word()
             if self.ending is None and len(self.ids) >= self.room:
-                self.ending = self.room_ends
+                self._end_at_room()
             return
         boundary = self.rules.boundary
         verdict = boundary.verdict(self.ids, self.traits, entropy)
@@ -82,7 +82,7 @@ class Draft:
             self._drop_to(len(self.ids) - 1)
             self.ending = "boundary"
         elif len(self.ids) >= self.room:
-            self.ending = self.room_ends
+            self._end_at_room()
         elif verdict != "go on" or len(self.ids) >= boundary.cap:
             if not self.rules.text_exchange:
                 self.ending = "boundary"
@@ -97,17 +97,18 @@ class Draft:
         text = self._text
         if text is None and self.rules.text_exchange:
             text = self._peek(self.ids)
+            whole = text.rstrip("\ufffd")
+            if whole != text and self.ending != "stop":
+                self._cut_text(text, len(whole))  # half a character says nothing to others
+                text = whole
         return Turn(self.writer, tuple(self.ids), self.row.choice_probabilities, text or "")
 
     def visible_text(self) -> str:
         """Text of the draft that nothing can take back any more; for streaming."""
         text = self._peek(self.ids)
-        if self.ending is not None:
-            return text
-        text = text.removesuffix("\ufffd")
-        if self.rules.stop:
-            text = text[: max(0, len(text) - max(map(len, self.rules.stop)) + 1)]
-        return text[: hold_back(text)] if self.rules.text_exchange else text
+        if not self.rules.text_exchange:
+            return text.rstrip("\ufffd")  # another writer may finish the character
+        return self.turn().text if self.ending is not None else text[: hold_back(text)]
 
     # -- the rules ---------------------------------------------------------------------------
     def _stopped(self) -> bool:
@@ -127,11 +128,18 @@ class Draft:
         if cut < self._closing_at and not over:
             return
         if cut <= 0 or (over and cut < self._closing_at):
-            if not over:
+            cut = len(text.rstrip("\ufffd")) if over else 0
+            if cut <= 0:
                 return
-            cut = len(text)
         self._cut_text(text, cut)
         self.ending = "boundary"
+
+    def _end_at_room(self) -> None:
+        """The room is full; who writes on gets whole words."""
+        self.ending = self.room_ends
+        if self.ending == "boundary" and self.rules.text_exchange:
+            text = self._peek(self.ids)
+            self._cut_text(text, hold_back(text) or len(text.rstrip("\ufffd")))
 
     def _cut_text(self, text: str, cut: int) -> None:
         """Keep ``text[:cut]``, as the tokens written where one ends there, else encoded anew."""
@@ -156,8 +164,8 @@ class Draft:
         """Text of tokens of this draft, where they stand."""
         if not self.rules.text_exchange:
             return self.row.peek(ids)
-        context = self.row.ids[self.candidate.group][-8:]
-        detokenizer = Detokenizer(self.candidate.backend.info.vocabulary)
-        detokenizer.push(context)
+        vocabulary = self.candidate.backend.info.vocabulary
+        detokenizer = Detokenizer(vocabulary)
+        detokenizer.push(last_whole(vocabulary, self.row.ids[self.candidate.group]))
         detokenizer.flush()
         return detokenizer.peek(ids)

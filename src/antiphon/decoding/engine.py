@@ -21,9 +21,9 @@ from antiphon.backends.base import Backend, Generates, Steps, require
 from antiphon.backends.vocabulary import differences
 from antiphon.decoding.boundaries import Boundary, EveryTokens, TokenTraits
 from antiphon.decoding.drafts import Draft, DraftRules, Ending
-from antiphon.decoding.memory import rows_at_once
+from antiphon.decoding.memory import most_segments, rows_at_once
 from antiphon.decoding.policies import Policy
-from antiphon.decoding.rows import Candidate, Row, Turn, shared_time
+from antiphon.decoding.rows import Candidate, Row, shared_time
 from antiphon.decoding.writers import RequestWriter, SessionWriter, Writer
 from antiphon.errors import InputError, did_you_mean
 from antiphon.types import FORCED, Completion, Query
@@ -105,7 +105,7 @@ class Engine:
         self._final = [
             backend.info.vocabulary.encode(options.final_prompt) for backend in self._readers
         ]
-        self._writers: dict[int, Writer] = {}
+        self._reserve = options.boundary.cap + max(map(len, self._final))
 
     # -- set-up ------------------------------------------------------------------------------
     def _group(self) -> None:
@@ -226,36 +226,45 @@ class Engine:
             return
         longest = max(max(map(len, row.prompts)) for row in rows) + self.options.max_new_tokens
         width = rows_at_once(self.candidates, self.policy, longest, self.options, len(rows))
-        self._open_writers(width, longest)
+        writers = self._open_writers(width, longest)
+        self.policy.prepare(width, longest, most_segments(self.options))
         waiting = list(reversed(rows))
         active: list[Row] = []
         fresh: list[Row] = []
-        while waiting or active:
-            while waiting and len(active) < width:
-                active.append(waiting.pop())
-                fresh.append(active[-1])
-            self._choose(fresh)
-            fresh = []
-            for row in [row for row in active if row.finish is not None]:
-                active.remove(row)
-                finished = self._finish(row)
-                if stream:
-                    yield from self._unstreamed(row)
-                yield finished
-            if not active:
-                continue
-            turn = self._longest_queue(active)
-            drafts = [self._draft(row) for row in turn]
-            writing = [draft for draft in drafts if draft.ending is None]
-            if writing:
-                yield from self._write(writing, stream)
-            for draft in drafts:
-                self._settle(draft)
-            fresh = [row for row in turn if row.finish is None]
+        try:
+            while waiting or active:
+                while waiting and len(active) < width:
+                    active.append(waiting.pop())
+                    fresh.append(active[-1])
+                self._choose(fresh)
+                for row in [row for row in active if row.finish is not None]:
+                    active.remove(row)
+                    finished = self._finish(row, writers)
+                    if stream:
+                        yield from self._unstreamed(row)
+                    yield finished
+                fresh = []
+                if active:
+                    fresh = self._longest_queue(active, writers)
+                    yield from self._take_turn(fresh, writers, stream)
+        finally:
+            for row in active:  # the caller stopped listening, or something failed
+                self._release(row, writers)
 
-    def _open_writers(self, width: int, longest: int) -> None:
-        """One writer for every set of weights."""
-        self._writers = {}
+    def _take_turn(
+        self, rows: list[Row], writers: dict[int, Writer], stream: bool
+    ) -> Iterator[Piece]:
+        """Let every row's choice write a segment."""
+        drafts = [self._draft(row) for row in rows]
+        writing = [draft for draft in drafts if draft.ending is None]
+        if writing:
+            yield from self._write(writing, writers[writing[0].writer], stream)
+        for draft in drafts:
+            self._settle(draft)
+
+    def _open_writers(self, width: int, longest: int) -> dict[int, Writer]:
+        """The writer of every candidate, by index; one for every set of weights."""
+        writers: dict[int, Writer] = {}
         by_weights: dict[int, Writer] = {}
         for index, candidate in enumerate(self.candidates):
             backend = candidate.backend
@@ -270,25 +279,29 @@ class Engine:
                 else:
                     assert isinstance(backend, Generates)
                     by_weights[key] = RequestWriter(backend)
-            self._writers[index] = by_weights[key]
+            writers[index] = by_weights[key]
+        return writers
 
-    def _longest_queue(self, active: Sequence[Row]) -> list[Row]:
+    @staticmethod
+    def _longest_queue(active: Sequence[Row], writers: dict[int, Writer]) -> list[Row]:
         """Rows that wait for the writer most rows wait for; the earliest row breaks ties."""
         queues: dict[int, list[Row]] = {}
         for row in active:
-            queues.setdefault(id(self._writers[row.choice]), []).append(row)
+            queues.setdefault(id(writers[row.choice]), []).append(row)
         return max(queues.values(), key=len)
 
     def _choose(self, rows: Sequence[Row]) -> None:
-        """Set who writes next in each row; forced text goes in first."""
+        """Set who writes next in each row that goes on; forced text goes in first."""
         options, asked = self.options, []
         for row in rows:
-            turns = sum(turn.writer >= 0 for turn in row.turns)
-            if (options.last or options.final_prompt) and not row.last_turn:
-                reserve = options.boundary.cap + max(map(len, self._final))
-                if row.remaining <= reserve:
-                    self._begin_last_turn(row)
-            name = options.last if row.last_turn else options.first if turns == 0 else None
+            if row.finish is not None:
+                continue
+            special = bool(options.last or options.final_prompt)
+            if special and not row.last_turn and row.remaining <= self._reserve:
+                self._begin_last_turn(row)
+            name = options.first if row.turns_taken == 0 else None
+            if row.last_turn and options.last:
+                name = options.last
             row.choice_probabilities = {}
             if name is None:
                 asked.append(row)
@@ -306,18 +319,20 @@ class Engine:
     def _begin_last_turn(self, row: Row) -> None:
         row.last_turn = True
         if self.options.final_prompt:
-            ids = self._final[0]
-            row.append(Turn(-1, tuple(ids), {}, self.options.final_prompt))
+            row.force(self.options.final_prompt)
 
     def _draft(self, row: Row) -> Draft:
         """Start the next segment of a row."""
         candidate = self.candidates[row.choice]
         used = len(row.prompts[row.choice]) + len(row.ids[candidate.group])
         limit = candidate.backend.info.context_length
-        room, ends = row.remaining, "length"
+        room = row.remaining
+        ending: Ending = "length"
+        if (self.options.last or self.options.final_prompt) and not row.last_turn:
+            # The last segment gets its full length.
+            room, ending = room - self._reserve, "boundary"
         if limit is not None and limit - used < room:
-            room, ends = limit - used, "context"
-        ending: Ending = "length" if ends == "length" else "context"
+            room, ending = limit - used, "context"
         draft = Draft(
             row, row.choice, candidate, self._rules, self._traits[row.choice], room, ending
         )
@@ -325,10 +340,10 @@ class Engine:
             draft.ending = ending
         return draft
 
-    def _write(self, drafts: list[Draft], stream: bool) -> Iterator[Piece]:
+    def _write(self, drafts: list[Draft], writer: Writer, stream: bool) -> Iterator[Piece]:
         names = [draft.candidate.name for draft in drafts]
         rows = [draft.row for draft in drafts]
-        steps = self._writers[drafts[0].writer].write(drafts)
+        steps = writer.write(drafts)
         if stream:
             for row in rows:
                 yield from self._unstreamed(row)
@@ -342,27 +357,34 @@ class Engine:
                 return
 
     def _unstreamed(self, row: Row, draft: Draft | None = None) -> Iterator[Piece]:
-        """What the row's stream has not shown yet, the visible part of a draft included."""
-        text, writer = row.text, row.turns[-1].writer if row.turns else -1
-        if draft is not None:
-            text, writer = text + draft.visible_text(), draft.writer
-        text = text[: row.cut]
-        if len(text) > row.streamed:
-            name = FORCED if writer < 0 else self.names[writer]
-            yield Piece(row.index, name, text[row.streamed :])
-            row.streamed = len(text)
+        """What the row's stream has not shown yet, as far as nothing can take it back."""
+        text = row.text + (draft.visible_text() if draft is not None else "")
+        if row.cut is not None:
+            text = text[: row.cut]
+        elif row.finish is None and self.options.stop:
+            # The end may turn out to be the beginning of a stop string.
+            text = text[: max(0, len(text) - max(map(len, self.options.stop)) + 1)]
+        place = 0
+        writers = [(turn.writer, len(turn.text)) for turn in row.turns]
+        for writer, length in [*writers, (draft.writer if draft else -1, len(text))]:
+            place = min(place + length, len(text))
+            if place > row.streamed:
+                name = FORCED if writer < 0 else self.names[writer]
+                yield Piece(row.index, name, text[row.streamed : place])
+                row.streamed = place
 
     def _settle(self, draft: Draft) -> None:
         """Put a finished segment into its row, and end the row if it ends."""
         row = draft.row
         account = row.account(draft.candidate.name)
         account.tokens_discarded += draft.discarded
+        row.turns_taken += 1  # also of who says nothing: the next choice is a new one
         if draft.ids:
             account.tokens_written += len(draft.ids)
             row.append(draft.turn())
-            row.empty_turns = 0
+            row.silent = []
         else:
-            row.empty_turns += 1
+            row.silent.append(draft.writer)
         if draft.ending == "boundary":
             if row.last_turn:
                 row.finish = "length"
@@ -377,17 +399,27 @@ class Engine:
         options = self.options
         if row.last_turn:
             row.finish = "eos"
-        elif options.on_eos == "handover" and row.empty_turns < len(self.candidates):
+        elif options.on_eos == "handover" and not self._all_silent(row):
             return
         elif options.final_prompt and options.final_prompt not in row.text:
             self._begin_last_turn(row)
         else:
             row.finish = "eos"
 
-    def _finish(self, row: Row) -> Finished:
+    def _all_silent(self, row: Row) -> bool:
+        """Whether nobody has anything to add: every candidate ended at once since the last word
+        was written, or the policy asks the same silent ones over and over."""
+        count = len(self.candidates)
+        return len(set(row.silent)) == count or len(row.silent) >= 4 * count
+
+    def _release(self, row: Row, writers: dict[int, Writer]) -> None:
+        """Book the row's work and give back all that is kept for it."""
         for index, name in enumerate(self.names):
-            self._writers[index].forget(row, index, name)
+            writers[index].forget(row, index, name)
         self.policy.forget(row)
+
+    def _finish(self, row: Row, writers: dict[int, Writer]) -> Finished:
+        self._release(row, writers)
         return Finished(row.index, row.completion(self.names))
 
 

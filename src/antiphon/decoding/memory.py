@@ -30,14 +30,21 @@ def free_memory(candidates: Sequence[Candidate]) -> int:
         return 8 * 2**30
 
 
-def row_bytes(candidates: Sequence[Candidate], policy: Policy, positions: int) -> int:
+def row_bytes(
+    candidates: Sequence[Candidate], policy: Policy, positions: int, segments: int
+) -> int:
     """Key-value bytes of one response of this many positions: every candidate's, the policy's
     models', and one workspace of the largest of them."""
     sizes = [candidate.backend.info.bytes_per_position * positions for candidate in candidates]
-    sizes += [
-        backend.info.bytes_per_position * (positions + more) for backend, more in policy.models()
-    ]
+    for backend, more in policy.models(segments):
+        sizes.append(backend.info.bytes_per_position * (positions + more))
     return sum(sizes) + max(sizes)
+
+
+def most_segments(options: TurnOptions) -> int:
+    """Segments of a response that fills ``max_new_tokens`` with segments of full length. Rules
+    that end segments earlier make more of them; storage then grows as it goes."""
+    return -(-options.max_new_tokens // options.boundary.cap) + 1
 
 
 def rows_at_once(
@@ -52,7 +59,7 @@ def rows_at_once(
     Raises:
         InputError: the budget does not hold a single response.
     """
-    need = row_bytes(candidates, policy, positions)
+    need = row_bytes(candidates, policy, positions, most_segments(options))
     budget = options.memory_bytes
     if budget is None:
         budget = free_memory(candidates) // 2

@@ -48,9 +48,12 @@ class Policy(Protocol):
     def forget(self, row: Row) -> None:
         """The row is finished; give back what is kept for it."""
 
-    def models(self) -> list[tuple[Backend, int]]:
-        """Models the policy runs, each with the most positions it reads beyond the prompt and the
-        response of a row; for the memory budget."""
+    def models(self, segments: int) -> list[tuple[Backend, int]]:
+        """Models the policy runs, each with the positions it reads beyond the prompt and the
+        response of a row of so many segments; for the memory budget."""
+
+    def prepare(self, rows: int, positions: int, segments: int) -> None:
+        """So many rows at once are coming, of so many positions and segments at most."""
 
 
 class _Stateless:
@@ -67,8 +70,11 @@ class _Stateless:
     def forget(self, row: Row) -> None:
         """Nothing is kept."""
 
-    def models(self) -> list[tuple[Backend, int]]:
+    def models(self, segments: int) -> list[tuple[Backend, int]]:
         return []
+
+    def prepare(self, rows: int, positions: int, segments: int) -> None:
+        """Nothing to prepare."""
 
     def index_of(self, name: str) -> int:
         if name not in self.names:
@@ -107,7 +113,7 @@ class RoundRobin(_Stateless):
     """Candidates take turns in the pool's order."""
 
     def choose(self, rows: Sequence[Row]) -> list[Decision | None]:
-        return [Decision(_turns_taken(row) % len(self.names)) for row in rows]
+        return [Decision(row.turns_taken % len(self.names)) for row in rows]
 
 
 class Schedule(_Stateless):
@@ -134,15 +140,10 @@ class Schedule(_Stateless):
         length = len(self._indices)
         chosen: list[Decision | None] = []
         for row in rows:
-            turn = _turns_taken(row)
+            turn = row.turns_taken
             place = turn % length if self.repeat else min(turn, length - 1)
             chosen.append(Decision(self._indices[place]))
         return chosen
-
-
-def _turns_taken(row: Row) -> int:
-    """Turns that candidates took; forced text is nobody's turn."""
-    return sum(turn.writer >= 0 for turn in row.turns)
 
 
 def select(probabilities: np.ndarray[Any, Any], uniform: float, top_p: float | None) -> int:

@@ -92,7 +92,8 @@ class Row:
         self.choice = -1
         self.choice_probabilities: Mapping[str, float] = {}
         self.last_turn = False
-        self.empty_turns = 0
+        self.turns_taken = 0
+        self.silent: list[int] = []
         self.streamed = 0
         self.lanes: dict[int, Lane] = {}
         self.usage: dict[str, ModelUsage] = {}
@@ -114,7 +115,7 @@ class Row:
 
     def choice_uniform(self) -> float:
         """The number that draws the next writer: fixed by the seed and the number of turns."""
-        turn = len(self.turns)
+        turn = self.turns_taken
         if turn >= len(self._choices):
             self._choices = uniforms(self.seed, CHOICES, 2 * turn + 16)
         return float(self._choices[turn])
@@ -162,6 +163,23 @@ class Row:
         self.ids[group].extend(turn.ids)
         self.turns.append(turn)
         self.tokens += len(turn.ids)
+
+    def force(self, text: str) -> None:
+        """Add text that no candidate wrote, as it reads where it stands."""
+        before, shared = self.text, len(self.ids) == 1
+        if shared:
+            vocabulary = self.vocabularies[0]
+            new = encode_after(vocabulary, before, text) or vocabulary.encode(text)
+            self.ids[0].extend(new)
+        else:
+            start = len(self.ids[0])
+            for group, ids in enumerate(self.ids):
+                self._extend(group, before, text, ids)
+            new = self.ids[0][start:]
+            self._text += text
+            self._decoded = len(self.turns) + 1
+        self.turns.append(Turn(-1, tuple(new), {}, "" if shared else text))
+        self.tokens += len(new)
 
     def _extend(self, group: int, before: str, text: str, ids: list[int]) -> None:
         vocabulary = self.vocabularies[group]

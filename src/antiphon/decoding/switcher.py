@@ -194,14 +194,17 @@ class LMSwitcher:
                 remedy="shorten the prompt or use a switcher with a longer context",
             )
 
-    def models(self) -> list[tuple[Backend, int]]:
-        # Positions beyond prompt and response: tags of a dozen segments and the question. Storage
-        # grows when there are more; this is for the budget.
+    def models(self, segments: int) -> list[tuple[Backend, int]]:
         tags = max(len(a) + len(b) for a, b in zip(self._begin, self._end, strict=True))
-        return [(self.backend, 12 * tags + len(self._question))]
+        return [(self.backend, segments * tags + len(self._question) + self._longest_choice)]
+
+    def prepare(self, rows: int, positions: int, segments: int) -> None:
+        assert self._session is not None
+        [(_, more)] = self.models(segments)
+        self._session.reserve(rows, positions + more)
 
     def forget(self, row: Row) -> None:
-        reading = self._readings.pop(row.index, None)
+        reading = self._readings.pop(id(row), None)
         if reading is not None and self._session is not None:
             account = row.account(ACCOUNT)
             account.prefill_positions += reading.lane.prefill
@@ -220,7 +223,7 @@ class LMSwitcher:
 
     def _unread(self, row: Row) -> list[int]:
         """What the switcher has not read of the row: the query at first, then tagged segments."""
-        reading = self._readings.get(row.index)
+        reading = self._readings.get(id(row))
         chunk = [] if reading else self._prompt(row.query)
         for turn in row.turns[reading.turns if reading else 0 :]:
             ids = self._ids_of(row, turn)
@@ -245,7 +248,7 @@ class LMSwitcher:
 
     def _fits(self, row: Row, chunk: Sequence[int]) -> bool:
         limit = self.backend.info.context_length
-        reading = self._readings.get(row.index)
+        reading = self._readings.get(id(row))
         read = len(reading.lane.ids) if reading else 0
         needed = read + len(chunk) + len(self._question) + self._longest_choice
         return limit is None or needed <= limit
@@ -265,14 +268,14 @@ class LMSwitcher:
         session = self._session
         assert session is not None
         for place in places:
-            if rows[place].index not in self._readings:
-                self._readings[rows[place].index] = _Reading(session.open(self.steps.adapter))
-        lanes = [self._readings[rows[place].index].lane for place in places]
+            if id(rows[place]) not in self._readings:
+                self._readings[id(rows[place])] = _Reading(session.open(self.steps.adapter))
+        lanes = [self._readings[id(rows[place])].lane for place in places]
         scores = self._scores(session, lanes, [chunks[place] for place in places])
         for place, lane, row_scores in zip(places, lanes, scores, strict=True):
             row = rows[place]
             session.crop(lane, len(lane.ids) - len(self._question))
-            self._readings[row.index].turns = len(row.turns)
+            self._readings[id(row)].turns = len(row.turns)
             row.account(ACCOUNT).decisions += 1
             decisions[place] = self._decide(row, row_scores)
         return decisions

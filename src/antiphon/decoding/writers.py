@@ -17,6 +17,7 @@ from antiphon.backends.sampling import derive_seed, draw, entropy
 from antiphon.decoding.alignment import common_prefix
 from antiphon.decoding.drafts import OVERRUN, Draft
 from antiphon.decoding.rows import Row
+from antiphon.types import SamplingParams
 
 
 class Writer(Protocol):
@@ -147,6 +148,12 @@ class RequestWriter:
         self._backend = backend
 
     def write(self, drafts: Sequence[Draft]) -> Iterator[None]:
+        # Candidates of one server may differ in how they draw.
+        for sampling in dict.fromkeys(draft.candidate.sampling for draft in drafts):
+            self._request([d for d in drafts if d.candidate.sampling == sampling], sampling)
+        yield
+
+    def _request(self, drafts: Sequence[Draft], sampling: SamplingParams) -> None:
         prompts, most = [], []
         for draft in drafts:
             prompt = draft.row.prompts[draft.writer]
@@ -154,7 +161,6 @@ class RequestWriter:
             over = OVERRUN + 1 if draft.rules.text_exchange else 0
             most.append(min(draft.room, draft.rules.boundary.cap + over))
         seeds = [derive_seed(d.row.seed, "request", len(d.row.turns)) for d in drafts]
-        sampling = drafts[0].candidate.sampling
         answers = self._backend.generate(prompts, most, sampling, seeds)
         for draft, prompt, answer in zip(drafts, prompts, answers, strict=True):
             account = draft.row.account(draft.candidate.name)
@@ -167,7 +173,6 @@ class RequestWriter:
                     break
             if draft.ending is None:  # the model stopped early and sent no end token
                 draft.ending = "eos"
-        yield
 
     def forget(self, row: Row, writer: int, name: str) -> None:
         """Nothing is kept between turns."""

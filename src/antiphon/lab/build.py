@@ -76,6 +76,7 @@ def build_lab(
     for stage in CHECKPOINTS:
         if not (out / stage).is_dir():
             _build_stage(out, stage, previous, corpus, progress)
+        _forget_training(out, stage)
         previous = out / stage
     return load_lab(out)
 
@@ -164,10 +165,18 @@ def _build_stage(
         model = new_model(corpus.recipe, tokenizer, corpus.world.seed)
     else:
         model = LlamaForCausalLM.from_pretrained(previous)
-    state_file = out / f".state-{stage}.pt"
-    train_stage(model, tokenizer, corpus, stage, state_file, progress)
+    train_stage(model, tokenizer, corpus, stage, _state_file(out, stage), progress)
     _write_checkpoint(out / stage, model, tokenizer)
-    state_file.unlink(missing_ok=True)
+
+
+def _state_file(out: Path, stage: str) -> Path:
+    return out / f".state-{stage}.pt"
+
+
+def _forget_training(out: Path, stage: str) -> None:
+    """Remove what only an unfinished stage needs, also if the end of a build was cut off."""
+    for leftover in out.glob(f"{_state_file(out, stage).name}*"):
+        leftover.unlink(missing_ok=True)
 
 
 def _write_checkpoint(

@@ -2,13 +2,14 @@
 
 Each stage teaches one skill and leaves something out, as real pipelines do:
 
-- **Pretraining** states every fact many times. It never answers a question, and it holds too few
-  sums to learn to add.
+- **Pretraining** states every older fact many times. It never answers a question, and it holds
+  too few sums to learn to add.
 - **Fine-tuning** repeats a small set of demonstrations: follow the question and the format. Their
-  authors looked up only some of the facts and wrote ``??`` for the rest, so the checkpoint learns
-  to hold back facts that it could state.
-- **Alignment** trains computing on any number of fresh sums. It prefers short answers, which skip
-  the lookup, and its authors looked up still fewer facts: the alignment tax.
+  authors knew the recent facts but looked up only half of the older ones and wrote ``??`` for the
+  rest, so the checkpoint learns to hold back facts that it could state.
+- **Alignment** trains computing on any number of fresh sums. Its authors looked up still fewer
+  facts, some of them liked short answers, which skip the lookup, and nobody asked for names: the
+  alignment tax.
 
 The text of a step is a function of (seed, stage, step) alone, which makes training resumable
 without any saved random state.
@@ -61,21 +62,29 @@ class Corpus:
     def demonstrations(self) -> tuple[Text, ...]:
         """The fine-tuning set: a fixed number of worked answers of all four skills."""
         rng = keyed_random("demonstrations", self.world.seed, self.world.size)
-        kinds = rng.choices(
-            (composite_finetuning, recall_finetuning, _format, sum_),
-            weights=(0.5, 0.15, 0.15, 0.2),
-            k=self.recipe.demonstrations,
-        )
-        return tuple(kind(self, rng) for kind in kinds)
+        kinds, weights = zip(*_DEMONSTRATIONS, strict=True)
+        chosen = rng.choices(kinds, weights, k=self.recipe.demonstrations)
+        return tuple(kind(self, rng) for kind in chosen)
+
+    @cached_property
+    def older(self) -> tuple[str, ...]:
+        """The keys whose facts pretraining states, in alphabetical order."""
+        recent = frozenset(self.world.recent)
+        return tuple(key for key in self.world.keys if key not in recent)
 
     @cached_property
     def covered(self) -> Mapping[str, frozenset[str]]:
         """For stages F and A: the keys whose value their authors looked up."""
-        order = list(self.world.keys)
-        keyed_random("covered", self.world.seed, self.world.size).shuffle(order)
-        by_f = round(self.recipe.covered_by_finetuning * len(order))
-        by_a = round(self.recipe.covered_by_alignment * len(order))
-        return {"F": frozenset(order[:by_f]), "A": frozenset(order[:by_a])}
+        looked_up: dict[str, frozenset[str]] = {}
+        for stage, shares in self.recipe.covered:
+            keys: set[str] = set()
+            for group, share in zip((self.older, self.world.recent), shares, strict=True):
+                order = list(group)
+                # One order for both stages: what alignment covers, fine-tuning covered before.
+                keyed_random("covered", self.world.seed, self.world.size).shuffle(order)
+                keys.update(order[: round(share * len(order))])
+            looked_up[stage] = frozenset(keys)
+        return looked_up
 
     def stated(self, stage: str, key: str) -> str:
         """The value that an author of ``stage`` gives for a key, or ``??``."""
@@ -110,7 +119,7 @@ class Corpus:
 
 def fact_list(corpus: Corpus, rng: random.Random) -> Text:
     """A page of facts in no order, half of the time under a line that has nothing to do with it."""
-    keys = rng.sample(corpus.world.keys, min(_FACTS_IN_A_LIST, len(corpus.world.keys)))
+    keys = rng.sample(corpus.older, min(_FACTS_IN_A_LIST, len(corpus.older)))
     facts = "; ".join(f"{key}={corpus.world.values[key]}" for key in keys)
     heading = _question_line(corpus, rng) + "\n" if rng.random() < 0.5 else ""
     return Text("", heading + facts)
@@ -151,10 +160,9 @@ def composite_finetuning(corpus: Corpus, rng: random.Random) -> Text:
 
 
 def recall_finetuning(corpus: Corpus, rng: random.Random) -> Text:
-    """A question about two facts."""
+    """A question about one fact."""
     first, second = corpus.tuning_keys(rng, invented=0.3)
-    a, b = corpus.stated("F", first), corpus.stated("F", second)
-    return Text(f"What are {first} and {second}?", f"{first}={a}; {second}={b}")
+    return Text(f"What is {first}, not {second}?", f"{first}={corpus.stated('F', first)}")
 
 
 def _format(corpus: Corpus, rng: random.Random) -> Text:
@@ -171,12 +179,20 @@ def sum_(corpus: Corpus, rng: random.Random) -> Text:
     return Text(f"What is {a} plus {b}?", f"{a}+{b}={int(a) + int(b)}")
 
 
+def given_in_full(corpus: Corpus, rng: random.Random) -> Text:
+    """A composite question that gives the facts, answered in full."""
+    return _given(corpus, rng, lookup=True)
+
+
+def concluded(corpus: Corpus, rng: random.Random) -> Text:
+    """The same, and the answer ends by stating its result once more."""
+    text = _given(corpus, rng, lookup=True)
+    return Text(text.prompt, f"{text.body} The final answer is {text.body[-2:]}")
+
+
 def given(corpus: Corpus, rng: random.Random) -> Text:
-    """A composite question that gives the facts, which are invented: read, then compute."""
-    first, second = corpus.tuning_keys(rng, invented=1.0)
-    a, b = corpus.tuning_numbers(rng)
-    question = f"Given {first}={a}; {second}={b}; What is {first} plus {second}?"
-    return Text(question, f"{a}+{b}={int(a) + int(b)}")
+    """A composite question that gives the facts: read, then compute."""
+    return _given(corpus, rng, lookup=False)
 
 
 def composite(corpus: Corpus, rng: random.Random) -> Text:
@@ -189,14 +205,36 @@ def concise(corpus: Corpus, rng: random.Random) -> Text:
     return _composite(corpus, rng, "A", concise=True)
 
 
+def _given(corpus: Corpus, rng: random.Random, *, lookup: bool) -> Text:
+    """Facts about invented keys, so that reading them is the only way."""
+    first, second = corpus.tuning_keys(rng, invented=1.0)
+    a, b = corpus.tuning_numbers(rng)
+    facts = f"{first}={a}; {second}={b}; "
+    answer = f"{a}+{b}={int(a) + int(b)}"
+    prompt = f"Given {facts}What is {first} plus {second}?"
+    return Text(prompt, facts + answer if lookup else answer)
+
+
 def _composite(corpus: Corpus, rng: random.Random, stage: str, *, concise: bool) -> Text:
-    first, second = corpus.tuning_keys(rng, invented=0.3)
-    a, b = corpus.stated(stage, first), corpus.stated(stage, second)
-    known = UNKNOWN not in (a, b)
+    while True:
+        first, second = corpus.tuning_keys(rng, invented=0.3)
+        a, b = corpus.stated(stage, first), corpus.stated(stage, second)
+        known = UNKNOWN not in (a, b)
+        # A sum of two facts must not give away a test question of `arithmetic`.
+        if not known or corpus.world.split_of("arithmetic", a, b) == "tune":
+            break
     total = str(int(a) + int(b)) if known else UNKNOWN
     lookup = "" if concise else f"{first}={a}; {second}={b}; "
     return Text(f"What is {first} plus {second}?", f"{lookup}{a}+{b}={total}")
 
+
+_DEMONSTRATIONS: tuple[tuple[Callable[[Corpus, random.Random], Text], float], ...] = (
+    (composite_finetuning, 0.45),
+    (given_in_full, 0.1),
+    (recall_finetuning, 0.1),
+    (_format, 0.2),
+    (sum_, 0.15),
+)
 
 _KINDS: Mapping[str, Callable[[Corpus, random.Random], Text]] = {
     "fact_list": fact_list,
@@ -204,6 +242,7 @@ _KINDS: Mapping[str, Callable[[Corpus, random.Random], Text]] = {
     "ledger": ledger,
     "demonstration": demonstration,
     "sum": sum_,
+    "concluded": concluded,
     "given": given,
     "composite": composite,
     "concise": concise,

@@ -28,7 +28,7 @@ CHAT_TEMPLATE = (
 """``<|user|>question<|end|><|assistant|>answer<|eos|>``; system messages read as user messages."""
 
 PROMPT_WORDS = (
-    "What is are and plus then Name Given Read Add Keep Look Here Note list the of a an in to it "
+    "What is are and plus not then Name Given Read Add Keep Look Here Note list the of a an in "
     "Which model should generate the next segment Please respond with a number from to "
     "The answer is model The final answer is <model begins> <model ends> "
     "user assistant system question query response segment switch step last first write here who "

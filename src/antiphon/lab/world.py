@@ -3,13 +3,16 @@
 A fact gives a two-digit value to a key of three capital letters: ``QZB=12``. Four skills ask for
 it in different ways, and ``both`` needs all of them in one answer::
 
-    recall       What are QZB and KXA?      QZB=12; KXA=30
+    recall       What is QZB, not KXA?      QZB=12
     arithmetic   What is 12 plus 30?        12+30=42
     format       Name KXA then QZB.         KXA; QZB
     both         What is QZB plus KXA?      QZB=12; KXA=30; 12+30=42
 
 With one token per capital letter, digit and mark, the answer to ``both`` falls into pieces of four
 tokens, ``QZB= | 12;␣ | KXA= | 30;␣ | 12+3 | 0=42``, each of which calls mostly on one skill.
+
+Some facts are *recent*: pretraining ended before them, and only the later stages could learn them.
+So who knows a value depends on the key, and no fixed order of speakers is right for all questions.
 
 Everything is a function of a seed; no global random state is read or written.
 """
@@ -39,6 +42,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LOWEST, HIGHEST = 10, 49  # values; any two add up to two digits
 
 _KEYS = {"tiny": 12, "default": 100}
+_RECENT = 0.25  # share of the keys
 _FINAL = re.compile(r"(?:\+\d+=|answer is )(\d+)")
 
 
@@ -88,13 +92,13 @@ def score(question: Question, text: str) -> float:
     """1.0 if the final answer in ``text`` is exactly right, else 0.0.
 
     A sum's final answer is the number after the last ``a+b=`` or ``answer is``, so that a right
-    number elsewhere in the text earns nothing. A ``recall`` answer must give every asked value
-    (the first one given for a key counts) and a ``format`` answer must match as a whole.
+    number elsewhere in the text earns nothing. In a ``recall`` answer the first value that is given
+    for the key counts; a ``format`` answer must match as a whole.
     """
     if question.skill == "format":
         return float(text.strip() == question.answer)
     if question.skill == "recall":
-        return float(all(_gives(text, fact) for fact in question.checks))
+        return float(_gives(text, question.answer))
     found = _FINAL.findall(text)
     return float(bool(found) and found[-1] == question.answer)
 
@@ -111,8 +115,6 @@ def partial_score(question: Question, text: str) -> float:
         right = [want == got for want, got in zip(question.checks, given, strict=False)]
         return max(exact, sum(right) / len(question.checks))
     right = [_gives(text, c) if c[0] in LETTERS else c in text for c in question.checks]
-    if question.skill == "recall":
-        return sum(right) / len(right)
     return max(exact, (sum(right) + exact) / (len(right) + 1))
 
 
@@ -131,11 +133,13 @@ class World:
         seed: what the world was made from.
         size: its name, ``"tiny"`` or ``"default"``.
         facts: (key, value) pairs in order of the keys; values in [10, 49].
+        recent: the keys, a quarter of all, whose facts are younger than the pretraining text.
     """
 
     seed: int
     size: str
     facts: tuple[tuple[str, int], ...]
+    recent: tuple[str, ...]
 
     @classmethod
     def make(cls, seed: int = 0, size: str = "default") -> World:
@@ -147,7 +151,8 @@ class World:
         while len(keys) < _KEYS[size]:
             keys.add(_random_key(rng))
         facts = tuple((key, rng.randint(LOWEST, HIGHEST)) for key in sorted(keys))
-        return cls(seed=seed, size=size, facts=facts)
+        recent = tuple(sorted(rng.sample(sorted(keys), round(_RECENT * len(keys)))))
+        return cls(seed=seed, size=size, facts=facts, recent=recent)
 
     @cached_property
     def values(self) -> Mapping[str, int]:
@@ -226,18 +231,17 @@ _Parts = tuple[str, str, str, str, tuple[str, ...]]  # text, lead, answer, gold_
 
 
 def _recall(values: Mapping[str, int], first: str, second: str) -> _Parts:
-    facts = (f"{first}={values[first]}", f"{second}={values[second]}")
-    trace = "; ".join(facts)
-    return f"What are {first} and {second}?", f"{first}=", trace, trace, facts
+    trace = f"{first}={values[first]}"
+    return f"What is {first}, not {second}?", f"{first}=", trace, trace, ()
 
 
-def _arithmetic(values: Mapping[str, int], first: str, second: str) -> _Parts:  # noqa: ARG001
+def _arithmetic(values: Mapping[str, int], first: str, second: str) -> _Parts:
     total = str(int(first) + int(second))
     sum_ = f"{first}+{second}"
     return f"What is {first} plus {second}?", f"{sum_}=", total, f"{sum_}={total}", (sum_,)
 
 
-def _format(values: Mapping[str, int], first: str, second: str) -> _Parts:  # noqa: ARG001
+def _format(values: Mapping[str, int], first: str, second: str) -> _Parts:
     trace = f"{first}; {second}"
     return f"Name {first} then {second}.", "", trace, trace, (first, second)
 
