@@ -272,11 +272,31 @@ def test_learned_positions_can_be_used_to_the_last(kind: str) -> None:
     assert_same(model, lanes[1].ids, logits[1])
 
 
+@pytest.mark.parametrize("kind", ["llama", "mistral", "mamba2"])
+def test_an_empty_chunk_leaves_its_row_as_it_was(kind: str) -> None:
+    model = loaded(kind)
+    session = model.new_session()
+    lanes = [session.open() for _ in range(3)]
+    with session.batch(lanes) as batch:
+        batch.extend([[5, 6, 7], [8, 9], [10]])
+    with session.batch(lanes) as batch:
+        batch.extend([[], [11, 12, 13, 14], []])
+    assert [lane.ids for lane in lanes] == [[5, 6, 7], [8, 9, 11, 12, 13, 14], [10]]
+    assert [lane.prefill for lane in lanes] == [3, 6, 1]
+    with session.batch(lanes) as batch:
+        logits = batch.extend([[20], [21], [22]])
+    for lane, row in zip(lanes, logits, strict=True):
+        alone = session.open()
+        with session.batch([alone]) as batch:
+            wanted = batch.extend([lane.ids])[0]
+        assert torch.allclose(row, wanted, rtol=1e-4, atol=1e-4 * float(wanted.std()))
+
+
 def test_empty_and_missing_chunks_are_refused() -> None:
     session = loaded().new_session()
     lanes = [session.open(), session.open()]
-    for chunks in ([[5], []], [[5]]):
-        with pytest.raises(ValueError, match="one chunk"), session.batch(lanes) as batch:
+    for chunks in ([[], []], [[5]]):
+        with pytest.raises(ValueError, match="chunk for every row"), session.batch(lanes) as batch:
             batch.extend(chunks)
     for wrong in ([], [lanes[0], lanes[0]]):
         with pytest.raises(ValueError, match="distinct"), session.batch(wrong):

@@ -148,10 +148,11 @@ class Batch(Protocol):
     """Lanes checked out to be computed together, in the order given."""
 
     def extend(self, chunks: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Read ``chunks[i]`` (one token at least) into row ``i``.
+        """Read ``chunks[i]`` into row ``i``; a chunk may be empty, but not all of them.
 
         Returns:
-            ``[rows, vocabulary]`` float32 logits after each row's last token.
+            ``[rows, vocabulary]`` float32 logits after each row's last token; what stands in the
+            rows of empty chunks means nothing.
         """
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -165,7 +166,14 @@ class Batch(Protocol):
 
 
 class Session(Protocol):
-    """KV states of many rows in one model. Positions already read are never read again."""
+    """KV states of many rows in one model. Positions already read are never read again.
+
+    Attributes:
+        crops: whether ``crop`` keeps what is before the cut; a session that does not reads the
+            row again when it is next used, and ``fork`` is the cheaper way back.
+    """
+
+    crops: bool
 
     def open(self, adapter: str | None = None) -> Lane:
         """A new, empty lane."""

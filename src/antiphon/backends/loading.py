@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +122,15 @@ class Loader:
                     "modules; only plain LoRA adapters can share a base in one batch",
                     remedy="merge it into its base (merge_and_unload) and give the merged model",
                 )
-            if loaded.adapters:
-                loaded.model.load_adapter(adapter, adapter_name=chosen)
-            else:
-                loaded.model = PeftModel.from_pretrained(loaded.model, adapter, adapter_name=chosen)
+            with warnings.catch_warnings():
+                # peft asks transformers for a property under its old name.
+                warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+                if loaded.adapters:
+                    loaded.model.load_adapter(adapter, adapter_name=chosen)
+                else:
+                    loaded.model = PeftModel.from_pretrained(
+                        loaded.model, adapter, adapter_name=chosen
+                    )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise _unreadable(name, adapter, error) from error
         loaded.model.eval()

@@ -38,14 +38,17 @@ class RecurrentBatch:
         self._idle = [False] * len(lanes)
 
     def extend(self, chunks: Sequence[Sequence[int]]) -> torch.Tensor:
-        if len(chunks) != len(self.lanes) or min(map(len, chunks)) < 1:
-            raise ValueError("one chunk of at least one token for every row of the batch")
-        rows = []
+        if len(chunks) != len(self.lanes) or max(map(len, chunks)) < 1:
+            raise ValueError("one chunk for every row of the batch, and a token in one of them")
+        rows: list[torch.Tensor | None] = []
         for lane, chunk in zip(self.lanes, chunks, strict=True):
+            if not chunk:
+                rows.append(None)
+                continue
             logits, computed = self._session.read(lane, list(chunk))
             lane.prefill += computed
             rows.append(logits)
-        return torch.cat(rows)
+        return _with_blanks(rows)
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         rows: list[torch.Tensor | None] = []
@@ -56,8 +59,7 @@ class RecurrentBatch:
             logits, computed = self._session.read(lane, [token])
             lane.decode += computed
             rows.append(logits)
-        blank = torch.zeros_like(next(row for row in rows if row is not None))
-        return torch.cat([blank if row is None else row for row in rows])
+        return _with_blanks(rows)
 
     def keep(self, rows: Sequence[int]) -> None:
         self.lanes = [self.lanes[row] for row in rows]
@@ -67,8 +69,16 @@ class RecurrentBatch:
         self._idle[row] = True
 
 
+def _with_blanks(rows: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    """Stack ``[1, vocabulary]`` logits; rows for which nothing was computed are zero."""
+    blank = torch.zeros_like(next(row for row in rows if row is not None))
+    return torch.cat([blank if row is None else row for row in rows])
+
+
 class RecurrentSession:
     """See :class:`antiphon.backends.base.Session`."""
+
+    crops = False
 
     def __init__(
         self,

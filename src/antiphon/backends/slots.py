@@ -252,11 +252,16 @@ class SlotBatch:
         """See :meth:`Batch.extend`. Rows are computed in as many calls as padding makes worth."""
         self._settle()
         lengths = [len(chunk) for chunk in chunks]
-        if len(chunks) != len(self.lanes) or min(lengths) < 1:
-            raise ValueError("one chunk of at least one token for every row of the batch")
+        if len(chunks) != len(self.lanes) or max(lengths) < 1:
+            raise ValueError("one chunk for every row of the batch, and a token in one of them")
         parts = []
         for start, end in split_by_length(lengths, self._session.layout.overhead):
-            parts.append(self._extend_rows(start, end, chunks[start:end]))
+            if max(lengths[start:end]) == 0:
+                parts.append(torch.zeros(end - start, 0))
+            else:
+                parts.append(self._extend_rows(start, end, chunks[start:end]))
+        width = max(part.shape[1] for part in parts)
+        parts = [p if p.shape[1] else p.new_zeros(len(p), width) for p in parts]
         for lane, chunk in zip(self.lanes, chunks, strict=True):
             lane.ids.extend(chunk)
             lane.prefill += len(chunk)
@@ -271,10 +276,10 @@ class SlotBatch:
         for row, chunk in enumerate(chunks):
             ids[row, : len(chunk)] = torch.as_tensor(chunk)
             self.lanes[start + row].idle += longest - len(chunk)
-        last = sorted({length - 1 for length in lengths})
+        last = sorted({max(0, length - 1) for length in lengths})
         logits = self._forward(start, end, ids, past[:, None] + torch.arange(longest), last)
-        pick = torch.tensor([last.index(length - 1) for length in lengths], device=logits.device)
-        return logits[torch.arange(len(chunks), device=logits.device), pick]
+        pick = [last.index(max(0, length - 1)) for length in lengths]
+        return logits[torch.arange(len(chunks)), torch.tensor(pick)]
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """See :meth:`Batch.step`."""
@@ -348,6 +353,8 @@ class SlotSession:
         mask_dtype: the model's dtype; masks are additive.
         scratch: workspaces shared with other sessions.
     """
+
+    crops = True
 
     def __init__(
         self,

@@ -46,6 +46,7 @@ class Draft:
         ids: tokens kept so far.
         ending: why it ended; ``None`` while it is being written.
         discarded: tokens that were drawn and dropped.
+        unused_draw: the newest token was dropped although everything before it stays.
     """
 
     row: Row
@@ -58,15 +59,14 @@ class Draft:
     ids: list[int] = field(default_factory=list)
     ending: Ending | None = None
     discarded: int = 0
-    drawn: int = 0
+    unused_draw: bool = False
     _closing_at: int = -1
     _text: str | None = None
 
     def feed(self, token: int, entropy: float) -> None:
         """Take one drawn token; sets :attr:`ending` when the segment is complete."""
-        self.drawn += 1
         if token in self.candidate.backend.info.eos_ids:
-            self.ending = "eos"
+            self.ending, self.unused_draw = "eos", True
             return
         self.ids.append(token)
         if self.rules.stop and self._stopped():
@@ -80,7 +80,7 @@ class Draft:
         verdict = boundary.verdict(self.ids, self.traits, entropy)
         if verdict == "before" and not self.rules.text_exchange:
             self._drop_to(len(self.ids) - 1)
-            self.ending = "boundary"
+            self.ending, self.unused_draw = "boundary", True
         elif len(self.ids) >= self.room:
             self._end_at_room()
         elif verdict != "go on" or len(self.ids) >= boundary.cap:

@@ -227,7 +227,7 @@ class Engine:
         longest = max(max(map(len, row.prompts)) for row in rows) + self.options.max_new_tokens
         width = rows_at_once(self.candidates, self.policy, longest, self.options, len(rows))
         writers = self._open_writers(width, longest)
-        self.policy.prepare(width, longest, most_segments(self.options))
+        self.policy.prepare(self.names, width, longest, most_segments(self.options))
         waiting = list(reversed(rows))
         active: list[Row] = []
         fresh: list[Row] = []

@@ -52,8 +52,9 @@ class Policy(Protocol):
         """Models the policy runs, each with the positions it reads beyond the prompt and the
         response of a row of so many segments; for the memory budget."""
 
-    def prepare(self, rows: int, positions: int, segments: int) -> None:
-        """So many rows at once are coming, of so many positions and segments at most."""
+    def prepare(self, names: Sequence[str], rows: int, positions: int, segments: int) -> None:
+        """A run begins over the pool of these names: so many rows at once, of so many positions
+        and segments at most."""
 
 
 class _Stateless:
@@ -73,8 +74,9 @@ class _Stateless:
     def models(self, segments: int) -> list[tuple[Backend, int]]:
         return []
 
-    def prepare(self, rows: int, positions: int, segments: int) -> None:
-        """Nothing to prepare."""
+    def prepare(self, names: Sequence[str], rows: int, positions: int, segments: int) -> None:
+        if list(names) != list(self.names):  # another method used this policy in between
+            self.start(names)
 
     def index_of(self, name: str) -> int:
         if name not in self.names:

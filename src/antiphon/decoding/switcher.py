@@ -26,6 +26,7 @@ import torch
 from antiphon.backends.base import Backend, Lane, Session, Steps, Vocabulary, require
 from antiphon.backends.prompts import chat_frame
 from antiphon.backends.vocabulary import differences, shared_ids
+from antiphon.decoding.alignment import encode_after
 from antiphon.decoding.policies import Decision, select
 from antiphon.decoding.rows import Row, Turn, shared_time
 from antiphon.errors import InputError
@@ -198,7 +199,9 @@ class LMSwitcher:
         tags = max(len(a) + len(b) for a, b in zip(self._begin, self._end, strict=True))
         return [(self.backend, segments * tags + len(self._question) + self._longest_choice)]
 
-    def prepare(self, rows: int, positions: int, segments: int) -> None:
+    def prepare(self, names: Sequence[str], rows: int, positions: int, segments: int) -> None:
+        if list(names) != self.names:  # another method used this switcher in between
+            self.start(names)
         assert self._session is not None
         [(_, more)] = self.models(segments)
         self._session.reserve(rows, positions + more)
@@ -244,7 +247,10 @@ class LMSwitcher:
         readable = self._readable[group]
         if readable is not None and readable.issuperset(turn.ids):
             return list(turn.ids)
-        return self.vocabulary.encode(row.text_of(turn))
+        text = row.text_of(turn)
+        before = self.prompt.begin.format(label=self.labels[max(0, turn.writer)])
+        ids = encode_after(self.vocabulary, before, text)
+        return self.vocabulary.encode(text) if ids is None else ids
 
     def _fits(self, row: Row, chunk: Sequence[int]) -> bool:
         limit = self.backend.info.context_length
@@ -271,14 +277,33 @@ class LMSwitcher:
             if id(rows[place]) not in self._readings:
                 self._readings[id(rows[place])] = _Reading(session.open(self.steps.adapter))
         lanes = [self._readings[id(rows[place])].lane for place in places]
-        scores = self._scores(session, lanes, [chunks[place] for place in places])
-        for place, lane, row_scores in zip(places, lanes, scores, strict=True):
+        scores = self._ask(session, lanes, [chunks[place] for place in places])
+        for place, row_scores in zip(places, scores, strict=True):
             row = rows[place]
-            session.crop(lane, len(lane.ids) - len(self._question))
             self._readings[id(row)].turns = len(row.turns)
             row.account(ACCOUNT).decisions += 1
             decisions[place] = self._decide(row, row_scores)
         return decisions
+
+    def _ask(
+        self, session: Session, lanes: list[Lane], chunks: list[list[int]]
+    ) -> np.ndarray[Any, Any]:
+        """Read the chunks, ask, and forget the question again; ``[rows, labels]`` scores."""
+        if session.crops:
+            scores = self._scores(session, lanes, chunks)
+            for lane in lanes:
+                session.crop(lane, len(lane.ids) - len(self._question))
+            return scores
+        # A recurrent state cannot forget: the question is read in a copy.
+        if any(chunks):
+            with session.batch(lanes) as batch:
+                batch.extend(chunks)
+        forks = [session.fork(lane, 1)[0] for lane in lanes]
+        scores = self._scores(session, forks, [[] for _ in forks])
+        for lane, fork in zip(lanes, forks, strict=True):
+            lane.prefill += fork.prefill
+            session.release(fork)
+        return scores
 
     def _scores(
         self, session: Session, lanes: list[Lane], chunks: list[list[int]]

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from antiphon.backends.base import Generates, Lane, Steps
+from antiphon.backends.base import Batch, Generates, Lane, Steps
 from antiphon.backends.sampling import derive_seed, draw, entropy
 from antiphon.decoding.alignment import common_prefix
 from antiphon.decoding.drafts import OVERRUN, Draft
@@ -42,13 +42,17 @@ class SessionWriter:
         self._session = backend.stepper.new_session()
         self._session.reserve(lanes, positions)
         self._masks: dict[int, torch.Tensor] = {}
+        # Logits from which a token was drawn that did not stay, by row and writer: the writer has
+        # read all there is, and goes on from here if it is chosen again.
+        self._unused: dict[tuple[int, int], torch.Tensor] = {}
 
     def write(self, drafts: Sequence[Draft]) -> Iterator[None]:
         live, chunks = self._arrange(drafts)
         with self._session.batch([self._lane(draft) for draft in live]) as batch:
-            logits = batch.extend(chunks)
+            logits = self._first_logits(batch, live, chunks)
             while True:
                 tokens = self._draw(live, logits)
+                self._keep_unused(live, logits)
                 yield
                 stay = [place for place, draft in enumerate(live) if draft.ending is None]
                 if not stay:
@@ -64,6 +68,7 @@ class SessionWriter:
 
     def forget(self, row: Row, writer: int, name: str) -> None:
         lane = row.lanes.pop(writer, None)
+        self._unused.pop((id(row), writer), None)
         if lane is None:
             return
         account = row.account(name)
@@ -95,13 +100,36 @@ class SessionWriter:
     def _lane(draft: Draft) -> Lane:
         return draft.row.lanes[draft.writer]
 
+    def _first_logits(
+        self, batch: Batch, live: list[Draft], chunks: list[list[int]]
+    ) -> torch.Tensor:
+        """Logits of every row's first token: from what it has to read, or kept from before."""
+        kept = [self._unused.pop((id(draft.row), draft.writer), None) for draft in live]
+        if not any(chunks):
+            return torch.stack([logits for logits in kept if logits is not None])
+        logits = batch.extend(chunks)
+        for place, chunk in enumerate(chunks):
+            before = kept[place]
+            if not chunk and before is not None:
+                logits[place] = before
+        return logits
+
+    def _keep_unused(self, live: list[Draft], logits: torch.Tensor) -> None:
+        for place, draft in enumerate(live):
+            if draft.unused_draw:
+                draft.unused_draw = False
+                self._unused[id(draft.row), draft.writer] = logits[place].clone()
+
     def _unread(self, draft: Draft) -> list[int]:
-        """What the writer has not read of its row: prompt and trace, one token at least."""
+        """What the writer has not read of its row: prompt and trace. Nothing, if it has read all
+        and its last logits are kept."""
         row, lane = draft.row, draft.row.lanes.get(draft.writer)
         prompt, trace = row.prompts[draft.writer], row.ids[draft.candidate.group]
         if lane is None:
             return [*prompt, *trace]
         known = len(lane.ids) - len(prompt)
+        if (id(row), draft.writer) in self._unused and not draft.rules.text_exchange:
+            return trace[known:]
         if known < 0 or draft.rules.text_exchange or known >= len(trace):
             whole = [*prompt, *trace]
             same = min(common_prefix(lane.ids, whole), len(whole) - 1)
@@ -167,7 +195,12 @@ class RequestWriter:
             account.prefill_positions += len(prompt)
             account.decode_positions += max(0, len(answer.token_ids) - 1)
             for place, token in enumerate(answer.token_ids):
-                draft.feed(token, 0.0)
+                if token in draft.candidate.forbidden:
+                    # Others cannot read it, and it cannot be drawn again: the segment ends here.
+                    draft.discarded += 1
+                    draft.ending = "boundary" if draft.ids else "eos"
+                else:
+                    draft.feed(token, 0.0)
                 if draft.ending is not None:
                     draft.discarded += len(answer.token_ids) - place - 1
                     break

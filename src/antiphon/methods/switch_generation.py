@@ -28,6 +28,7 @@ from antiphon.backends.sampling import derive_seed
 from antiphon.decoding.engine import Engine, Finished, Piece, TurnOptions
 from antiphon.decoding.policies import Policy, Uniform
 from antiphon.decoding.pool import CandidatePool
+from antiphon.errors import InputError
 from antiphon.types import Completion, Query
 
 
@@ -104,5 +105,10 @@ class SwitchGeneration:
         if isinstance(queries, str):
             raise TypeError("queries is a list; for one query use [query]")
         own = [derive_seed(seed, index) for index in range(len(queries))]
+        if seeds is not None and len(seeds) != len(queries):
+            raise InputError(
+                f"{len(seeds)} seeds for {len(queries)} queries",
+                remedy="give one seed a query, or `seed` for all",
+            )
         rows = self.engine.rows(queries, own if seeds is None else seeds)
         yield from self.engine.run(rows, stream=stream)
