@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from antiphon.decoding.pool import CandidatePool
     from antiphon.types import Completion
 
+BY_HAND = "schedule F-P-F-P-A-A"
+"""Who is good at what, written down by somebody who made the world: names, values, the sum."""
+
 OWN = """\
 [bold]The same with your own checkpoints[/bold]
   antiphon models check base/ sft/ aligned/
@@ -44,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from antiphon.cli.progress import stages
-    from antiphon.decoding.policies import Fixed, Uniform
+    from antiphon.decoding.policies import Fixed, Schedule, Uniform
     from antiphon.decoding.pool import CandidatePool
     from antiphon.decoding.switcher import LMSwitcher
     from antiphon.lab.build import build_lab
@@ -60,6 +63,7 @@ def run(options: argparse.Namespace) -> int:
     assert switcher is not None
     policies: dict[str, Policy] = {f"{name} alone": Fixed(name) for name in pool}
     policies["uniform"] = Uniform()
+    policies[BY_HAND] = Schedule(BY_HAND.split()[-1].split("-"))
     policies["untuned switcher"] = LMSwitcher(pool.loader.load(switcher, "switcher"))
     questions = lab.world.questions("both", "test", options.questions, 0)
     console.print(
@@ -75,8 +79,8 @@ def run(options: argparse.Namespace) -> int:
     _traces(console, pool, questions, answers, options.traces)
     _table(console, questions, answers)
     console.print(
-        "Turns taken at random mix the skills badly, and an untuned model does not know who is "
-        "good at what: a switcher has to be trained on outcomes.\n",
+        "An untuned switcher does not know who is good at what. The schedule by hand knows that "
+        "F follows the format, P recalls and A computes, and not which key is whose.\n",
         highlight=False,
     )
     console.print(OWN, highlight=False)

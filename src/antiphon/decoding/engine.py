@@ -26,7 +26,7 @@ from antiphon.decoding.policies import Policy
 from antiphon.decoding.rows import Candidate, Row, shared_time
 from antiphon.decoding.writers import RequestWriter, SessionWriter, Writer
 from antiphon.errors import InputError, did_you_mean
-from antiphon.types import FORCED, Completion, Query
+from antiphon.types import FORCED, Completion, FinishReason, Query
 
 Exchange = Literal["auto", "ids", "text"]
 
@@ -379,15 +379,18 @@ class Engine:
         account = row.account(draft.candidate.name)
         account.tokens_discarded += draft.discarded
         row.turns_taken += 1  # also of who says nothing: the next choice is a new one
-        if draft.ids:
-            account.tokens_written += len(draft.ids)
-            row.append(draft.turn())
+        turn = draft.turn()
+        if turn.ids:
+            account.tokens_written += len(turn.ids)
+            row.append(turn)
             row.silent = []
         else:
             row.silent.append(draft.writer)
         if draft.ending == "boundary":
             if row.last_turn:
                 row.finish = "length"
+            elif self._all_silent(row):  # room for half a character, and nobody can use it
+                self._end_early(row, "length")
         elif draft.ending == "eos":
             self._after_eos(row)
         elif draft.ending is not None:
@@ -401,10 +404,16 @@ class Engine:
             row.finish = "eos"
         elif options.on_eos == "handover" and not self._all_silent(row):
             return
-        elif options.final_prompt and options.final_prompt not in row.text:
+        else:
+            self._end_early(row, "eos")
+
+    def _end_early(self, row: Row, reason: FinishReason) -> None:
+        """End the row, after its last segment if it still owes one."""
+        prompt = self.options.final_prompt
+        if prompt and prompt not in row.text:
             self._begin_last_turn(row)
         else:
-            row.finish = "eos"
+            row.finish = reason
 
     def _all_silent(self, row: Row) -> bool:
         """Whether nobody has anything to add: every candidate ended at once since the last word
