@@ -147,7 +147,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InputError: it cannot be read, is not YAML, or is not a mapping.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(
             f"the configuration file {path} cannot be read: {error.strerror or error}",

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from antiphon.errors import InputError
 
@@ -90,6 +90,7 @@ class ResultsFile:
 
     def __init__(self, path: Path, keys: Sequence[str], *, overwrite: bool = False) -> None:
         self.path = path
+        self._held: IO[bytes] | None = None
         if path.is_dir():
             raise InputError(f"the output {path} is a directory", remedy="name a file in it")
         try:
@@ -101,10 +102,42 @@ class ResultsFile:
                 f"the output {path} cannot be written: {error.strerror or error}",
                 remedy="choose a path that can be written",
             ) from error
-        if overwrite:
-            os.truncate(path, 0)
-        self.lines = self._read()
-        self._check(keys)
+        self._lock()
+        try:
+            if overwrite:
+                os.truncate(path, 0)
+            self.lines = self._read()
+            self._check(keys)
+        except InputError:
+            self.close()
+            raise
+
+    def __enter__(self) -> ResultsFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _lock(self) -> None:
+        """Keep a second run from appending to the same file; held until the process ends."""
+        if sys.platform == "win32":  # no advisory locks there
+            return
+        import fcntl
+
+        self._held = self.path.open("ab")
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._held.close()
+            raise InputError(
+                f"another run is writing {self.path}",
+                remedy="wait for it, or give another --output",
+            ) from error
+
+    def close(self) -> None:
+        """Let other runs write the file."""
+        if self._held is not None:
+            self._held.close()
 
     def _read(self) -> list[dict[str, Any]]:
         """Whole lines of an earlier run; what was torn off in writing is cut away."""

@@ -41,6 +41,7 @@ def vocabulary() -> TokenizerVocabulary:
     labels = prompt.labels_for(3)
     texts = [prompt.question_for(labels)]
     texts += [t.format(label=x) for t in (prompt.begin, prompt.end) for x in labels]
+    texts *= 200  # often enough that each of their words becomes one token
     words = random.Random(0)
     texts += [" " + "".join(words.choices("etaoinshrdlu", k=5)) for _ in range(4 * VOCABULARY)]
     trainer = trainers.BpeTrainer(
@@ -49,7 +50,7 @@ def vocabulary() -> TokenizerVocabulary:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts * 4, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     )

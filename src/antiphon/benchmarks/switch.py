@@ -197,7 +197,8 @@ def run(setting: Setting, policy: str, *, peer_loop: bool = False) -> dict[str, 
     times = measure(ways, setting.repeats)
     tokens = setting.rows * setting.new_tokens
     usage = total_usage(done["turns"])
-    by_model = {name: use.positions / tokens for name, use in usage.items()}
+    by_model = dict.fromkeys(NAMES, 0.0)  # one that never spoke read nothing
+    by_model |= {name: use.positions / tokens for name, use in usage.items()}
     decisions = usage[ACCOUNT].decisions if ACCOUNT in usage else 0
     result = {
         **asdict(setting),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -222,6 +223,12 @@ def read_prompts(options: argparse.Namespace) -> list[Item]:
 
 def run(options: argparse.Namespace) -> int:
     """The verb."""
+    with contextlib.ExitStack() as opened:
+        options.opened = opened
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     from antiphon.cli.quiet import quiet
 
     config = config_from(options)
@@ -238,7 +245,9 @@ def run(options: argparse.Namespace) -> int:
     keys = item_keys(items, config, fingerprint)
     results = None
     if options.output and options.output != "-":
-        results = ResultsFile(Path(options.output), keys, overwrite=options.overwrite)
+        results = options.opened.enter_context(
+            ResultsFile(Path(options.output), keys, overwrite=options.overwrite)
+        )
         if len(results.lines) == len(items):
             print(f"all {len(items)} items are done in {options.output}", file=sys.stderr)
             _show_stored(config, items, results, options)

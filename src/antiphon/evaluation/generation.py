@@ -44,7 +44,7 @@ def read_items(path: Path) -> list[Item]:
         InputError: the file cannot be read, or a line is malformed (its number and what is wrong).
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(
