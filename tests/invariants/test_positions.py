@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from antiphon.backends.slots import SlotSession
+from antiphon.backends.transformers import LoadedModel
 from antiphon.decoding.boundaries import Boundary, EntropyAbove, EveryTokens, SentenceEnd
 from antiphon.decoding.policies import Fixed, RoundRobin, Schedule, Uniform
 from antiphon.decoding.pool import CandidatePool
+from antiphon.decoding.switcher import LMSwitcher
 from antiphon.methods.switch_generation import SwitchGeneration
 from antiphon.types import GREEDY, SamplingParams
 from tests.scripted import EOS, Scripted
@@ -104,3 +109,35 @@ def test_positions_of_stopped_rows_are_counted_as_idle_or_not_computed() -> None
         ended = completion.finish_reason == "eos"
         length = len(prompt) + len(written(completion))
         assert completion.usage["one"].positions == (length if ended else length - 1)
+
+
+@pytest.mark.parametrize("segment", [1, 4, 16])
+def test_storage_does_not_grow_with_the_number_of_segments(
+    segment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """n + 1 caches of the size that was reserved, and one workspace for all."""
+    sessions: list[SlotSession] = []
+    new_session = LoadedModel.new_session
+
+    def keep(self: LoadedModel) -> Any:
+        session = new_session(self)
+        assert isinstance(session, SlotSession)
+        sessions.append(session)
+        return session
+
+    monkeypatch.setattr(LoadedModel, "new_session", keep)
+    names = ("one", "two", "three")
+    pool = CandidatePool({n: backend(n, loaded(seed=i), prompt=IDS) for i, n in enumerate(names)})
+    switcher = LMSwitcher(backend("switcher", loaded(seed=9), prompt=IDS))
+    method = SwitchGeneration(pool, switcher, max_new_tokens=48, boundary=EveryTokens(segment))
+    method.generate(QUERIES)
+    longest = max(map(len, PROMPTS)) + 48
+    assert len(sessions) == 4
+    for session in sessions:
+        assert session.store.slots == len(QUERIES)
+        if session is not sessions[0]:  # the switcher's, made first, holds tags as well
+            assert session.store.columns == longest + 1
+    tags = max(len(a) + len(b) for a, b in zip(switcher._begin, switcher._end, strict=True))
+    segments = -(-48 // segment) + 1
+    allowed = longest + segments * tags + len(switcher._question) + 2
+    assert sessions[0].store.columns <= allowed

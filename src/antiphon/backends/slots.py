@@ -3,8 +3,8 @@
 Storage is one tensor a layer, ``[slots, heads, columns, head_dim]``, rows left-aligned. Because a
 column is a position,
 
-* ragged chunks need no re-alignment: a row's pads fall behind its last token, are masked, and are
-  overwritten by the row's next chunk;
+* ragged chunks need no re-alignment: what is computed for pads falls behind a row's last token or
+  into a spare column, where nobody looks;
 * ``crop`` is setting a number, ``fork`` is copying columns;
 * a sliding window is a condition on columns, exact for ragged rows (where windows counted in
   physical slots are not), at the price of keeping full-length states for sliding layers too.
@@ -199,10 +199,9 @@ class SlotBatch:
         self._session = session
         self.lanes = list(lanes)
         self._stored = [len(lane.ids) for lane in lanes]
-        self._lengths = list(self._stored)
         self._idle = [False] * len(lanes)
         self._steps: list[torch.Tensor] = []
-        self._columns: torch.Tensor | None = None
+        self._positions: torch.Tensor | None = None
         self._cache = _BatchCache(session.store)
         self._check_out()
 
@@ -265,49 +264,69 @@ class SlotBatch:
         for lane, chunk in zip(self.lanes, chunks, strict=True):
             lane.ids.extend(chunk)
             lane.prefill += len(chunk)
-        self._lengths = [len(lane.ids) for lane in self.lanes]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _extend_rows(self, start: int, end: int, chunks: Sequence[Sequence[int]]) -> torch.Tensor:
         lengths = [len(chunk) for chunk in chunks]
         longest = max(lengths)
-        past = torch.tensor(self._lengths[start:end])
+        past = torch.tensor([len(lane.ids) for lane in self.lanes[start:end]])
         ids = torch.zeros(len(chunks), longest, dtype=torch.long)
         for row, chunk in enumerate(chunks):
             ids[row, : len(chunk)] = torch.as_tensor(chunk)
             self.lanes[start + row].idle += longest - len(chunk)
         last = sorted({max(0, length - 1) for length in lengths})
-        logits = self._forward(start, end, ids, past[:, None] + torch.arange(longest), last)
+        positions = past[:, None] + torch.arange(longest)
+        pads = torch.arange(longest) >= torch.tensor(lengths)[:, None]
+        logits = self._forward(start, end, ids, positions, last, pads)
         pick = [last.index(max(0, length - 1)) for length in lengths]
         return logits[torch.arange(len(chunks)), torch.tensor(pick)]
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """See :meth:`Batch.step`."""
-        if self._columns is None:
-            self._columns = torch.tensor(self._lengths)[:, None]
-        logits = self._forward(0, len(self.lanes), tokens[:, None], self._columns, [0])
+        if self._positions is None:
+            self._positions = torch.tensor([len(lane.ids) for lane in self.lanes])[:, None]
+            # A row that has stopped stays where it is: behind its last token.
+            self._advance = torch.tensor([not idle for idle in self._idle])[:, None].long()
+        logits = self._forward(0, len(self.lanes), tokens[:, None], self._positions, [0])
         self._steps.append(tokens)
-        self._columns = self._columns + 1
+        self._positions = self._positions + self._advance
         return logits[:, 0]
 
     def _forward(
-        self, start: int, end: int, ids: torch.Tensor, columns: torch.Tensor, last: list[int]
+        self,
+        start: int,
+        end: int,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        last: list[int],
+        pads: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """One call of the model for rows ``start:end``; ``columns``: ``[rows, chunk]``."""
+        """One call of the model for rows ``start:end``; ``positions``: ``[rows, chunk]``."""
         cache, session = self._cache, self._session
-        low, high = int(columns[:, 0].min()), int(columns[:, 0].max())
+        low, high = int(positions[:, 0].min()), int(positions[:, 0].max())
         cache.rows = slice(self._first + start, self._first + end)
-        cache.chunk = ids.shape[1]
-        cache.past, cache.width = high, high + cache.chunk
-        if cache.width > cache.store.columns:
-            cache.store.ensure(cache.store.slots, max(cache.width, 2 * cache.store.columns))
-        columns = columns.to(session.device)
-        cache.columns = low if low == high else columns
-        positions = columns
+        cache.chunk, cache.past = ids.shape[1], high
+        cache.width = 1 + int((positions if pads is None else positions[~pads]).max())
+        if cache.width >= cache.store.columns:
+            cache.store.ensure(cache.store.slots, max(cache.width + 1, 2 * cache.store.columns))
+        if low == high:  # a block of columns
+            cache.width = high + cache.chunk
+            cache.columns = low
+        else:
+            columns = (
+                positions
+                if pads is None
+                else positions.masked_fill(
+                    pads,
+                    cache.store.columns - 1,  # the spare column
+                )
+            )
+            cache.columns = columns.to(session.device)
         if session.layout.context_length is not None:
             # Pads and idle rows may run past the end; learned positions must stay in range.
-            positions = columns.clamp(max=session.layout.context_length - 1)
-        mask = session.mask(columns, cache.width)
+            positions = positions.clamp(max=session.layout.context_length - 1)
+        positions = positions.to(session.device)
+        mask = session.mask(positions, cache.width)
         adapters = [lane.adapter for lane in self.lanes[start:end]]
         return session.forward(ids.to(session.device), mask, positions, cache, last, adapters)
 
@@ -318,7 +337,6 @@ class SlotBatch:
         self.lanes = [self.lanes[row] for row in rows]
         self._idle = [self._idle[row] for row in rows]
         self._stored = [len(lane.ids) for lane in self.lanes]
-        self._lengths = list(self._stored)
         self._check_out()
 
     def idle(self, row: int) -> None:
@@ -337,10 +355,8 @@ class SlotBatch:
             else:
                 lane.ids.extend(tokens[row])
                 lane.decode += len(tokens[row])
-        # An idle row's columns move on with the others; its lane forgets them.
-        self._lengths = [length + len(self._steps) for length in self._lengths]
         self._steps = []
-        self._columns = None
+        self._positions = None
 
 
 class SlotSession:
@@ -375,12 +391,13 @@ class SlotSession:
 
     def open(self, adapter: str | None = None) -> Lane:
         if not self._free:
-            self.reserve(max(1, self.store.slots), max(self.store.columns, 1))
+            self.reserve(max(1, self.store.slots), max(self.store.columns - 1, 1))
         return Lane(self._free.pop(), adapter)
 
     def reserve(self, lanes: int, positions: int) -> None:
+        # One column more than positions is spare: what is computed for pads goes there.
         old = self.store.slots
-        self.store.ensure(old + max(0, lanes - len(self._free)), positions)
+        self.store.ensure(old + max(0, lanes - len(self._free)), positions + 1)
         # Lowest slot last, so that lanes opened one after another are neighbours.
         self._free = sorted([*self._free, *range(old, self.store.slots)], reverse=True)
 
