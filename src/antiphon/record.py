@@ -17,13 +17,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from antiphon.errors import InputError
+from antiphon.errors import AntiphonError, InputError
 
 KEY = "key"
 """Field of a result line that says under which configuration, prompt and seed it was made."""
 
 _WHOLE = 64 * 2**20
-_EDGE = 2**20
+_BLOCK = 2**20
 
 
 def digest(value: Any) -> str:
@@ -35,20 +35,22 @@ def digest(value: Any) -> str:
 def directory_fingerprint(folder: Path) -> str:
     """SHA-256 over a model directory's files: names, sizes, contents.
 
-    Of files above 64 MiB only the first and last MiB are read: retraining changes them.
+    Files above 64 MiB would take long to read whole: of those, one MiB in every sixteen, the last
+    MiB and the time of the last change count.
     """
     state = hashlib.sha256()
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        size = path.stat().st_size
-        state.update(f"{path.name}\0{size}\0".encode())
+        status = path.stat()
+        state.update(f"{path.name}\0{status.st_size}\0".encode())
         with path.open("rb") as file:
-            if size <= _WHOLE:
-                while block := file.read(_EDGE):
+            if status.st_size <= _WHOLE:
+                while block := file.read(_BLOCK):
                     state.update(block)
-            else:
-                state.update(file.read(_EDGE))
-                file.seek(size - _EDGE)
-                state.update(file.read(_EDGE))
+                continue
+            state.update(str(status.st_mtime_ns).encode())
+            for start in (*range(0, status.st_size, 16 * _BLOCK), status.st_size - _BLOCK):
+                file.seek(start)
+                state.update(file.read(_BLOCK))
     return state.hexdigest()
 
 
@@ -76,20 +78,24 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class ResultsFile:
-    """Appends result lines and knows which are there already.
+    """Appends result lines and knows which are there already. Close it, or use it in ``with``.
+
+    Nothing on disk changes before the first :meth:`append`.
 
     Args:
         path: the file; made if it does not exist.
         keys: the key of every item of this run, in order.
-        overwrite: drop what an earlier run left.
+        overwrite: drop what an earlier run left, once there is something to put in its place.
 
     Raises:
-        InputError: the path cannot be written, or holds results of another configuration, other
-            prompts or other seeds.
+        InputError: the path cannot be written, is being written by another run, or holds anything
+            but results of the same configuration, prompts and seeds.
     """
 
     def __init__(self, path: Path, keys: Sequence[str], *, overwrite: bool = False) -> None:
         self.path = path
+        self.lines: list[dict[str, Any]] = []
+        self._size = 0
         self._held: IO[bytes] | None = None
         if path.is_dir():
             raise InputError(f"the output {path} is a directory", remedy="name a file in it")
@@ -104,10 +110,9 @@ class ResultsFile:
             ) from error
         self._lock()
         try:
-            if overwrite:
-                os.truncate(path, 0)
-            self.lines = self._read()
-            self._check(keys)
+            if not overwrite:
+                self._read()
+                self._check(keys)
         except InputError:
             self.close()
             raise
@@ -139,25 +144,27 @@ class ResultsFile:
         if self._held is not None:
             self._held.close()
 
-    def _read(self) -> list[dict[str, Any]]:
-        """Whole lines of an earlier run; what was torn off in writing is cut away."""
+    def _read(self) -> None:
+        """Whole lines of an earlier run. What is torn off behind them is cut by the next append;
+        a file without a whole line of ours is not ours to cut."""
         data = self.path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            os.truncate(self.path, whole)
-        lines = []
-        for number, raw in enumerate(data[:whole].splitlines(), 1):
+        self._size = data.rfind(b"\n") + 1
+        raw_lines = data[: self._size].split(b"\n")[:-1]
+        if data and not raw_lines:
+            raw_lines = [data]  # one line without an end: ours if it is a result, and cut then
+        for number, raw in enumerate(raw_lines, 1):
             try:
                 line = json.loads(raw)
-                if KEY not in line:
-                    raise ValueError
-            except (ValueError, TypeError) as error:
+            except (ValueError, RecursionError):
+                line = None
+            if not isinstance(line, dict) or KEY not in line:
                 raise InputError(
                     f"line {number} of {self.path} is not a result of this command",
                     remedy="give another --output, or --overwrite to replace that file",
-                ) from error
-            lines.append(line)
-        return lines
+                )
+            self.lines.append(line)
+        if not self._size:
+            self.lines = []
 
     def _check(self, keys: Sequence[str]) -> None:
         if len(self.lines) > len(keys):
@@ -175,10 +182,29 @@ class ResultsFile:
                 )
 
     def append(self, lines: Sequence[dict[str, Any]]) -> None:
-        """Add finished items and wait until they are on disk."""
+        """Add finished items and wait until they are on disk.
+
+        Raises:
+            AntiphonError: the disk is full or gone; what was there before is still there.
+        """
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        with self.path.open("ab") as file:
-            file.write(text.encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
+        data = text.encode("utf-8")
+        try:
+            with self.path.open("r+b") as file:
+                file.truncate(self._size)
+                file.seek(self._size)
+                try:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                except OSError:
+                    os.truncate(self.path, self._size)
+                    raise
+        except OSError as error:
+            raise AntiphonError(
+                f"{len(lines)} results could not be written to {self.path}: "
+                f"{error.strerror or error}",
+                remedy=f"make room and run again; the {len(self.lines)} results before are kept",
+            ) from error
+        self._size += len(data)
         self.lines.extend(lines)

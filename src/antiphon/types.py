@@ -52,8 +52,8 @@ class SamplingParams:
     def problems(self) -> list[str]:
         """Every rule that the values break, in words; empty when all is well."""
         found = []
-        if not self.temperature >= 0:
-            found.append(f"temperature is {self.temperature}; it must be 0 (greedy) or more")
+        if not (self.temperature == 0 or self.temperature >= 1e-3):
+            found.append(f"temperature is {self.temperature}; it must be 0 (greedy) or >= 0.001")
         if not 0 < self.top_p <= 1:
             found.append(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if self.top_k < 0:

@@ -122,7 +122,7 @@ def test_prompts_from_arguments_stdin_and_text_agree(
     text.write_text("\n".join(prompts) + "\n", encoding="utf-8")
     outputs = []
     for given in (prompts, ["-f", str(text)], ["-"], []):
-        monkeypatch.setattr("sys.stdin", io.StringIO(text.read_text()))
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.read_bytes())))
         capsys.readouterr()
         assert main(flags(lab, "-o", "-", *given)) == 0
         outputs.append(capsys.readouterr().out)

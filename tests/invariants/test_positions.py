@@ -137,7 +137,10 @@ def test_storage_does_not_grow_with_the_number_of_segments(
         assert session.store.slots == len(QUERIES)
         if session is not sessions[0]:  # the switcher's, made first, holds tags as well
             assert session.store.columns == longest + 1
-    tags = max(len(a) + len(b) for a, b in zip(switcher._begin, switcher._end, strict=True))
+    tags = max(
+        len(a) + len(b)
+        for a, b in zip(method.engine.policy._begin, method.engine.policy._end, strict=True)
+    )
     segments = -(-48 // segment) + 1
-    allowed = longest + segments * tags + len(switcher._question) + 2
+    allowed = longest + segments * tags + len(method.engine.policy._question) + 2
     assert sessions[0].store.columns <= allowed

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,7 +37,7 @@ def test_a_torn_line_is_cut_and_the_rest_kept(tmp_path: Path) -> None:
     path.write_bytes(whole + b'{"key": "c", "te')
     again = ResultsFile(path, ["a", "b", "c"])
     assert [line["key"] for line in again.lines] == ["a", "b"]
-    assert path.read_bytes() == whole
+    assert path.read_bytes() != whole, "nothing changes before there is something to write"
     again.append([{"key": "c"}])
     again.close()
     assert path.read_bytes() == whole + b'{"key": "c"}\n'
@@ -66,8 +68,49 @@ def test_other_runs_are_refused(
     with pytest.raises(InputError, match=message):
         ResultsFile(path, keys)
     assert path.read_bytes() == before
-    ResultsFile(path, keys, overwrite=True).close()
-    assert path.read_bytes() == b""
+    with ResultsFile(path, keys, overwrite=True) as file:
+        assert path.read_bytes() == before, "kept until there is something in its place"
+        file.append([{"key": keys[0]}])
+    assert path.read_bytes() == b'{"key": "' + keys[0].encode() + b'"}\n'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"thesis": "years of work"}',
+        b"line one\nlast line",
+        b"my notes",
+        b'"my key"\n',
+        b'{"key": "a"}\nnot ours\n{"torn',
+        b"\xff\xfe",
+    ],
+)
+def test_a_file_that_is_not_ours_is_left_alone(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "precious.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is not a result of this command"):
+        ResultsFile(path, ["a", "b", "c"])
+    assert path.read_bytes() == content
+
+
+def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from antiphon.record import ResultsFile\n"
+        "from antiphon.errors import AntiphonError\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "file = ResultsFile(Path(sys.argv[1]), ['a', 'b'])\n"
+        "file.append([{'key': 'a'}])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        "try:\n    file.append([{'key': 'b', 'text': 'x' * 200}])\n"
+        "except AntiphonError as error:\n    print(error)\n"
+    )
+    path = tmp_path / "out.jsonl"
+    command = [sys.executable, "-c", code, str(path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "could not be written" in said and "the 1 results before are kept" in said
+    assert path.read_bytes() == b'{"key": "a"}\n'
 
 
 def test_json_is_there_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -92,6 +92,8 @@ def layout_of(config: Any, name: str, overhead: int) -> AttentionLayout | Recurr
     strange = [layer for layer in layers if type(layer) not in _PLAIN]
     if strange:
         raise refuse(f"it has cache layers of the kind {type(strange[0]).__name__}")
+    if "local" in str(getattr(text, "attention_types", "")):
+        raise refuse("its local attention windows are not in its cache layers")
     kinds = getattr(text, "layer_types", None)
     windows: dict[str, int | None] = {}
     for index, layer in enumerate(layers):
@@ -112,9 +114,33 @@ _PLAIN = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 def context_length_of(config: Any) -> int | None:
-    """Most positions that the model was made for; ``None`` if its configuration sets no limit."""
-    length = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    """Most positions that the model can be decoded for exactly; ``None``: no limit is set.
+
+    That is what it was made for, but for rotary embeddings that change for the whole batch, and
+    for what is cached already, when one row grows long (``longrope``, ``dynamic``): those end
+    where the change would come.
+    """
+    text = config.get_text_config(decoder=True)
+    length = getattr(text, "max_position_embeddings", None)
+    rope = getattr(text, "rope_parameters", None) or {}
+    original = [getattr(text, "original_max_position_embeddings", None)]
+    for parameters in (rope, *rope.values()):
+        if isinstance(parameters, dict) and parameters.get("rope_type") in ("longrope", "dynamic"):
+            original.append(parameters.get("original_max_position_embeddings"))
+            limits = [limit for limit in (*original, length) if limit]
+            return int(min(limits)) if limits else None
     return int(length) if length else None
+
+
+def longest_window(config: Any) -> int:
+    """The largest number in the configuration that may be a window or a chunk, up to 4096."""
+    text = config.get_text_config(decoder=True).to_dict()
+    found = [
+        value
+        for name, value in text.items()
+        if isinstance(value, int) and any(part in name for part in ("window", "chunk", "block"))
+    ]
+    return max([value for value in found if 0 < value <= 4096], default=0)
 
 
 def bytes_per_position(config: Any, element_size: int) -> int:

@@ -113,15 +113,7 @@ class Loader:
 
         chosen = f"adapter{len(loaded.adapters)}"
         try:
-            kind = PeftConfig.from_pretrained(adapter)
-            if str(getattr(kind.peft_type, "value", kind.peft_type)) != "LORA" or getattr(
-                kind, "modules_to_save", None
-            ):
-                raise CapabilityError(
-                    f"the adapter of {name!r} is of the kind {kind.peft_type} or saves whole "
-                    "modules; only plain LoRA adapters can share a base in one batch",
-                    remedy="merge it into its base (merge_and_unload) and give the merged model",
-                )
+            _check_adapter(PeftConfig.from_pretrained(adapter), name)
             with warnings.catch_warnings():
                 # peft asks transformers for a property under its old name.
                 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
@@ -137,6 +129,33 @@ class Loader:
         loaded.adapters.add(chosen)
         self._adapters[key] = chosen
         return chosen
+
+
+def _check_adapter(settings: Any, name: str) -> None:
+    """Refuse adapters that cannot be computed row by row beside others over one base.
+
+    Raises:
+        CapabilityError: what it has that cannot be mixed.
+    """
+    kind = str(getattr(settings.peft_type, "value", settings.peft_type))
+    odd = [field for field in _NOT_MIXABLE if getattr(settings, field, None)]
+    if kind != "LORA" or odd:
+        what = f"uses {', '.join(odd)}" if odd else f"is of the kind {kind}"
+        raise CapabilityError(
+            f"the adapter of {name!r} {what}; only plain LoRA adapters can share a base in one "
+            "batch",
+            remedy="merge it into its base (merge_and_unload) and give the merged model",
+        )
+
+
+_NOT_MIXABLE = (
+    "alora_invocation_tokens",
+    "layer_replication",
+    "modules_to_save",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_dora",
+)
 
 
 def resolve_adapter(config: ModelConfig, name: str) -> tuple[str, str | None]:

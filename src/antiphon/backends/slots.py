@@ -166,30 +166,36 @@ def split_by_length(lengths: Sequence[int], overhead: int) -> list[tuple[int, in
 
 
 class Scratch:
-    """Workspaces for gathered batches, shared by all sessions whose layers have one shape.
+    """Workspaces for gathered batches, lent to all sessions whose layers have one shape.
 
-    One batch is checked out at a time, so n models need one workspace and not n.
+    One batch is usually checked out at a time, so n models need one workspace and not n. Streams
+    that are read in turns hold several.
     """
 
     def __init__(self) -> None:
-        self._stores: dict[object, _Store] = {}
+        self._free: dict[object, list[_Store]] = {}
 
-    def store(self, like: _Store, slots: int) -> _Store:
-        """A workspace of at least ``slots`` rows with layers like those of ``like``."""
-        if not like.keys:  # nothing is stored yet, so neither shapes nor anything to gather
-            work = _Store()
-            work.slots, work.columns = slots, like.columns
-            return work
-        key = tuple((t.shape[1], t.shape[3], t.dtype, t.device) for t in like.keys)
-        work = self._stores.setdefault(key, _Store())
+    def take(self, like: _Store, slots: int) -> _Store:
+        """Borrow a workspace of at least ``slots`` rows with layers like those of ``like``."""
+        free = self._free.get(_layers(like))
+        work = free.pop() if free else _Store()
         if slots > work.slots or like.columns > work.columns:
             # Nothing in a workspace outlives a batch: drop it rather than copy it.
             slots, columns = max(slots, work.slots), max(like.columns, work.columns)
-            work = self._stores[key] = _Store()
+            work = _Store()
             work.slots, work.columns = slots, columns
             for index, pair in enumerate(zip(like.keys, like.values, strict=True)):
                 work.layer(index, pair)
         return work
+
+    def give(self, work: _Store) -> None:
+        """Take a workspace back."""
+        self._free.setdefault(_layers(work), []).append(work)
+
+
+def _layers(store: _Store) -> object:
+    """What two stores must have in common to serve the same model."""
+    return tuple((t.shape[1], t.shape[3], t.dtype, t.device) for t in (*store.keys, *store.values))
 
 
 class SlotBatch:
@@ -211,7 +217,7 @@ class SlotBatch:
         if slots == list(range(slots[0], slots[0] + len(slots))):
             self._cache.store, self._first = session.store, slots[0]
             return
-        work = session.scratch.store(session.store, len(slots))
+        work = session.scratch.take(session.store, len(slots))
         width = max(self._stored)
         for source, target in (
             (session.store.keys, work.keys),
@@ -242,9 +248,12 @@ class SlotBatch:
                 place = torch.tensor(slots, device=tensor.device)
                 target[index][:, :, low:high].index_copy_(0, place, tensor[rows, :, low:high])
 
-    def close(self) -> None:
-        """Store what was read."""
-        self._check_in()
+    def close(self, *, store: bool = True) -> None:
+        """Give the workspace back, after storing what was read."""
+        if store:
+            self._check_in()
+        if self._cache.store is not self._session.store:
+            self._session.scratch.give(self._cache.store)
 
     # -- reading -----------------------------------------------------------------------------
     def extend(self, chunks: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -333,7 +342,7 @@ class SlotBatch:
     # -- rows come and go --------------------------------------------------------------------
     def keep(self, rows: Sequence[int]) -> None:
         """See :meth:`Batch.keep`."""
-        self._check_in()
+        self.close()
         self.lanes = [self.lanes[row] for row in rows]
         self._idle = [self._idle[row] for row in rows]
         self._stored = [len(lane.ids) for lane in self.lanes]
@@ -425,7 +434,11 @@ class SlotSession:
         if not slots or len(set(slots)) != len(slots) or min(slots) < 0:
             raise ValueError("a batch needs distinct, open lanes")
         batch = SlotBatch(self, lanes)
-        yield batch
+        try:
+            yield batch
+        except BaseException:  # failed, or a stream that nobody reads any more
+            batch.close(store=False)
+            raise
         batch.close()
 
     def mask(self, columns: torch.Tensor, width: int) -> Mask:

@@ -134,6 +134,25 @@ def differences(first: Vocabulary, second: Vocabulary) -> str:
     return ""
 
 
+_PROBES = {
+    "upper case": "one TWO three",
+    "accents": "un café déjà vu",
+    "double spaces": "one  two",
+    "line breaks": "one\n\ntwo",
+    "punctuation": "(one), two: 3.14!",
+}
+
+
+def losses(vocabulary: Vocabulary) -> list[str]:
+    """What a tokenizer cannot read and give back: kinds of text that do not survive it."""
+    lost = []
+    for kind, text in _PROBES.items():
+        ids = vocabulary.encode(text)
+        if vocabulary.decode(ids).strip() != text:
+            lost.append(kind)
+    return lost
+
+
 def shared_ids(vocabularies: Sequence[Vocabulary]) -> frozenset[int]:
     """Ids that mean the same token in every one of the vocabularies."""
     common = set(vocabularies[0].tokens.items())

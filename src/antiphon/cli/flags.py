@@ -73,7 +73,7 @@ def config_from(options: argparse.Namespace) -> GenerateConfig:
     _policy_flags(data, options)
     for name in ("temperature", "top_p", "top_k", "min_p"):
         if getattr(options, name) is not None:
-            data.setdefault("sampling", {})[name] = getattr(options, name)
+            _section(data, "sampling")[name] = getattr(options, name)
     for name in GenerateConfig.model_fields:
         value = getattr(options, name, None)
         if name not in ("candidates", "policy", "boundary", "sampling") and value is not None:
@@ -102,11 +102,27 @@ def _resolve_paths(data: Any, folder: Path) -> None:
             _resolve_paths(value, folder)
 
 
+def _section(data: dict[str, Any], name: str) -> dict[str, Any]:
+    """A mapping inside the configuration, to lay flags over.
+
+    Raises:
+        InputError: the file holds something else there.
+    """
+    section = data.get(name)
+    if section is None:
+        section = data[name] = {}
+    if not isinstance(section, dict):
+        raise InputError(
+            f"`{name}` holds {section!r} and not keys and values",
+            remedy=f"write e.g. `{name}: {{kind: ...}}`; see docs/switch-generation.md",
+        )
+    return section
+
+
 def _policy_flags(data: dict[str, Any], options: argparse.Namespace) -> None:
-    policy = data.setdefault("policy", {}) or {}
-    data["policy"] = policy
+    policy = _section(data, "policy")
     kind = options.policy or ("lm" if options.switcher else None)
-    if kind and isinstance(policy, dict):
+    if kind:
         if policy.get("kind", "uniform") != kind:
             # Another kind than the file's: what belongs to the file's kind goes with it.
             for name in ("candidate", "schedule", "switcher", "labels"):
@@ -123,7 +139,7 @@ def _policy_flags(data: dict[str, Any], options: argparse.Namespace) -> None:
     if options.boundary:
         data["boundary"] = {"kind": options.boundary}
     if options.entropy_threshold is not None:
-        data.setdefault("boundary", {})["threshold"] = options.entropy_threshold
+        _section(data, "boundary")["threshold"] = options.entropy_threshold
 
 
 def _models_flags(data: dict[str, Any], options: argparse.Namespace) -> None:

@@ -71,8 +71,7 @@ def read_prompts(options: argparse.Namespace) -> list[Item]:
         raise InputError(
             "no prompts were given", remedy="give them as arguments, by --prompts-file, or on stdin"
         )
-    text = sys.stdin.read()
-    return parse_items(text, "stdin", jsonl=text.lstrip().startswith("{"))
+    return parse_items(sys.stdin.buffer.read(), "stdin")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -84,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     quiet()
     from antiphon.cli.view import View
     from antiphon.decoding.build import build_options
-    from antiphon.evaluation.generation import item_keys, run_fingerprint
+    from antiphon.evaluation.generation import check_fields, item_keys, run_fingerprint
     from antiphon.record import ResultsFile
 
     turn_options = build_options(config)
@@ -96,6 +95,7 @@ def run(options: argparse.Namespace) -> int:
         if to_file:
             file = ResultsFile(Path(options.output), keys, overwrite=options.overwrite)
             results = stack.enter_context(file)
+            check_fields(items, results)
         view = View(
             [candidate.name for candidate in config.candidates],
             traces=options.table or not options.output,

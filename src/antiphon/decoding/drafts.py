@@ -152,8 +152,13 @@ class Draft:
         else:
             vocabulary = self.candidate.backend.info.vocabulary
             anew = encode_after(vocabulary, self.row.text, text[:cut])
+            anew = vocabulary.encode(text[:cut]) if anew is None else anew
+            shorter = hold_back(text[:cut])
+            if len(anew) > self.room and shorter > 0:
+                self._cut_text(text, shorter)
+                return
             self.discarded += len(self.ids) - keep
-            self.ids = vocabulary.encode(text[:cut]) if anew is None else anew
+            self.ids = anew
         self._text = text[:cut]
 
     def _drop_to(self, count: int) -> None:

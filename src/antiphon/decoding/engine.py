@@ -13,12 +13,13 @@ the rest. The switcher reads the trace once and adds its tags and question.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from antiphon.backends.base import Backend, Generates, Steps, require
-from antiphon.backends.vocabulary import differences
+from antiphon.backends.vocabulary import differences, losses
 from antiphon.decoding.boundaries import Boundary, EveryTokens, TokenTraits
 from antiphon.decoding.drafts import Draft, DraftRules, Ending
 from antiphon.decoding.memory import most_segments, rows_at_once
@@ -96,7 +97,7 @@ class Engine:
     ) -> None:
         self.candidates = list(candidates)
         self.names = [candidate.name for candidate in candidates]
-        self.policy = policy
+        self.policy = copy.copy(policy)  # ours alone: it is bound to this pool
         self.options = options
         self._group()
         self._check()
@@ -129,6 +130,14 @@ class Engine:
                 candidate.group = len(self._readers)
                 self._readers.append(candidate.backend)
         self.text_exchange = len(self._readers) > 1
+        for reader in self._readers if self.text_exchange else []:
+            lost = losses(reader.info.vocabulary)
+            if lost:
+                raise InputError(
+                    f"candidate {reader.info.name!r} has to read text of other vocabularies, and "
+                    f"its tokenizer loses {', '.join(lost)}",
+                    remedy="leave it out, or use a pool of one vocabulary",
+                )
         for group in range(len(self._readers)):
             forbid_foreign([c for c in self.candidates if c.group == group])
 
@@ -154,6 +163,13 @@ class Engine:
             )
         if any(not stop for stop in options.stop):
             raise InputError("a stop string is empty", remedy="leave it out")
+        clash = [stop for stop in options.stop if stop in options.final_prompt]
+        if clash:
+            raise InputError(
+                f"the stop string {clash[0]!r} stands in the final prompt "
+                f"{options.final_prompt!r}, which would always stop the response",
+                remedy="change one of the two",
+            )
         if options.batch_rows < 1:
             raise InputError(
                 f"batch_rows is {options.batch_rows}; at least one response is written at once",
@@ -227,7 +243,7 @@ class Engine:
         longest = max(max(map(len, row.prompts)) for row in rows) + self.options.max_new_tokens
         width = rows_at_once(self.candidates, self.policy, longest, self.options, len(rows))
         writers = self._open_writers(width, longest)
-        self.policy.prepare(self.names, width, longest, most_segments(self.options))
+        self.policy.prepare(width, longest, most_segments(self.options))
         waiting = list(reversed(rows))
         active: list[Row] = []
         fresh: list[Row] = []

@@ -26,7 +26,11 @@ class Decision:
 
 
 class Policy(Protocol):
-    """Decides who speaks next."""
+    """Decides who speaks next.
+
+    A method keeps a shallow copy of the policy it is given, so that one policy can serve several
+    pools; what belongs to a pool or a run is made in :meth:`start`.
+    """
 
     def start(self, names: Sequence[str]) -> None:
         """Called once before a run with the pool's names.
@@ -52,9 +56,8 @@ class Policy(Protocol):
         """Models the policy runs, each with the positions it reads beyond the prompt and the
         response of a row of so many segments; for the memory budget."""
 
-    def prepare(self, names: Sequence[str], rows: int, positions: int, segments: int) -> None:
-        """A run begins over the pool of these names: so many rows at once, of so many positions
-        and segments at most."""
+    def prepare(self, rows: int, positions: int, segments: int) -> None:
+        """A run begins: so many rows at once, of so many positions and segments at most."""
 
 
 class _Stateless:
@@ -74,9 +77,8 @@ class _Stateless:
     def models(self, segments: int) -> list[tuple[Backend, int]]:
         return []
 
-    def prepare(self, names: Sequence[str], rows: int, positions: int, segments: int) -> None:
-        if list(names) != list(self.names):  # another method used this policy in between
-            self.start(names)
+    def prepare(self, rows: int, positions: int, segments: int) -> None:
+        """Nothing to prepare."""
 
     def index_of(self, name: str) -> int:
         if name not in self.names:

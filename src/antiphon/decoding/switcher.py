@@ -199,9 +199,7 @@ class LMSwitcher:
         tags = max(len(a) + len(b) for a, b in zip(self._begin, self._end, strict=True))
         return [(self.backend, segments * tags + len(self._question) + self._longest_choice)]
 
-    def prepare(self, names: Sequence[str], rows: int, positions: int, segments: int) -> None:
-        if list(names) != self.names:  # another method used this switcher in between
-            self.start(names)
+    def prepare(self, rows: int, positions: int, segments: int) -> None:
         assert self._session is not None
         [(_, more)] = self.models(segments)
         self._session.reserve(rows, positions + more)

@@ -44,17 +44,27 @@ def read_items(path: Path) -> list[Item]:
         InputError: the file cannot be read, or a line is malformed (its number and what is wrong).
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        data = path.read_bytes()
+    except OSError as error:
         raise InputError(
-            f"the prompt file {path} cannot be read: {reason}", remedy="check the path"
+            f"the prompt file {path} cannot be read: {error.strerror or error}",
+            remedy="check the path",
         ) from error
-    return parse_items(text, str(path), jsonl=path.suffix in (".jsonl", ".ndjson"))
+    return parse_items(data, str(path), jsonl=path.suffix in (".jsonl", ".ndjson"))
 
 
-def parse_items(text: str, source: str, *, jsonl: bool) -> list[Item]:
-    """As :func:`read_items`, for text that was read already."""
+def parse_items(data: bytes, source: str, *, jsonl: bool | None = None) -> list[Item]:
+    """As :func:`read_items`, for bytes that were read already; ``None``: JSONL if they start so."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = data[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"line {number} of {source} is not UTF-8", remedy="save the file as UTF-8"
+        ) from error
+    if jsonl is None:
+        jsonl = text.lstrip().startswith("{")
+    # Only line feeds end lines: JSON strings and prompts may hold other separators.
     lines = text.split("\n")
     if lines and lines[-1] == "":
         lines.pop()
@@ -82,9 +92,14 @@ def _json_item(line: str, number: int, source: str) -> Item:
         )
 
     try:
-        data = json.loads(line)
+        data = json.loads(line, parse_constant=_no_constant, object_pairs_hook=_unique)
+        json.dumps(data, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
         raise bad(f"is not valid JSON ({error.msg} at column {error.colno})") from error
+    except UnicodeEncodeError as error:
+        raise bad("holds half a surrogate pair, which is no character") from error
+    except (ValueError, RecursionError) as error:
+        raise bad(f"is not usable JSON ({error})") from error
     if not isinstance(data, dict):
         raise bad(f"is a JSON {type(data).__name__}, not an object")
     for taken in (KEY, COMPLETION):
@@ -109,6 +124,33 @@ def _json_item(line: str, number: int, source: str) -> Item:
     if not turns[-1]["content"].strip():
         raise bad("has an empty last message")
     return Item(tuple(Message(turn["role"], turn["content"]) for turn in turns), data)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return fields
+
+
+def check_fields(items: Sequence[Item], results: ResultsFile) -> None:
+    """Raise if stored results carry other fields than the items now do.
+
+    Raises:
+        InputError: the first such item.
+    """
+    for number, (item, line) in enumerate(zip(items, results.lines, strict=False), 1):
+        carried = {name: line[name] for name in line if name not in (KEY, COMPLETION)}
+        if carried != item.fields:
+            raise InputError(
+                f"result {number} of {results.path} carries other fields than item {number} has "
+                "now",
+                remedy="give another --output, or --overwrite to replace that file",
+            )
 
 
 def run_fingerprint(config: GenerateConfig) -> dict[str, Any]:
@@ -139,7 +181,7 @@ def result_line(item: Item, key: str, completion: Completion) -> dict[str, Any]:
     """What is written for an item: its own fields, the key, the completion without times."""
     data = completion.to_dict()
     for usage in data["usage"].values():
-        del usage["seconds"]
+        del usage["seconds"], usage["idle_positions"]  # they depend on the machine and the batch
     return {**item.fields, KEY: key, COMPLETION: data}
 
 
