@@ -15,7 +15,7 @@ from antiphon.backends.loading import (
     tokenizer_source,
 )
 from antiphon.backends.recurrent import RecurrentLayout
-from antiphon.backends.vocabulary import TokenizerVocabulary, differences
+from antiphon.backends.vocabulary import TokenizerVocabulary, differences, losses
 from antiphon.config import ModelConfig
 from antiphon.errors import UnsupportedModelError
 
@@ -28,6 +28,7 @@ class ModelReport:
         decoding: how it would be decoded, or why it cannot be.
         usable: whether it can take turns at all.
         template: fingerprint of its chat template, ``None`` without one.
+        loses: kinds of text that its tokenizer cannot read and give back.
     """
 
     name: str
@@ -40,6 +41,7 @@ class ModelReport:
     context_length: int | None
     template: str | None
     eos: tuple[str, ...]
+    loses: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ def _describe(
         context_length=None if settings is None else families.context_length_of(settings),
         template=None if not template else _short(str(template)),
         eos=() if eos is None else (str(eos),),
+        loses=tuple(losses(vocabulary)),
     )
 
 
@@ -147,6 +150,10 @@ def _conclude(models: list[ModelReport], pairs: tuple[PairReport, ...]) -> list[
         found.append("their next-token probabilities can be averaged and subtracted")
     elif foreign:
         found.append("turns pass text (--exchange auto or text); words are never split")
+        for model in models:
+            if model.loses:
+                lost = ", ".join(model.loses)
+                found.append(f"cannot read others' text: {model.name} (its tokenizer loses {lost})")
         found.append(
             "token ids cannot be passed on between: "
             + "; ".join(f"{pair.first} and {pair.second} ({pair.difference})" for pair in foreign)
