@@ -77,6 +77,33 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
+def exclusive(path: Path, otherwise: str) -> IO[bytes]:
+    """Open a file for appending so that no other run can; closing it lets others in again.
+
+    The lock ends with the process, however it ends. Systems without ``flock`` have none.
+
+    Args:
+        path: the file; made if it does not exist.
+        otherwise: what to do instead of waiting, for the message.
+
+    Raises:
+        InputError: another run holds it.
+    """
+    held = path.open("ab")
+    if sys.platform == "win32":
+        return held
+    import fcntl
+
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        held.close()
+        raise InputError(
+            f"another run is writing {path}", remedy=f"wait for it, or {otherwise}"
+        ) from error
+    return held
+
+
 class ResultsFile:
     """Appends result lines and knows which are there already. Close it, or use it in ``with``.
 
@@ -96,7 +123,6 @@ class ResultsFile:
         self.path = path
         self.lines: list[dict[str, Any]] = []
         self._size = 0
-        self._held: IO[bytes] | None = None
         if path.is_dir():
             raise InputError(f"the output {path} is a directory", remedy="name a file in it")
         try:
@@ -108,7 +134,7 @@ class ResultsFile:
                 f"the output {path} cannot be written: {error.strerror or error}",
                 remedy="choose a path that can be written",
             ) from error
-        self._lock()
+        self._held = exclusive(path, "give another --output")
         try:
             if not overwrite:
                 self._read()
@@ -123,26 +149,9 @@ class ResultsFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _lock(self) -> None:
-        """Keep a second run from appending to the same file; held until the process ends."""
-        if sys.platform == "win32":  # no advisory locks there
-            return
-        import fcntl
-
-        self._held = self.path.open("ab")
-        try:
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._held.close()
-            raise InputError(
-                f"another run is writing {self.path}",
-                remedy="wait for it, or give another --output",
-            ) from error
-
     def close(self) -> None:
         """Let other runs write the file."""
-        if self._held is not None:
-            self._held.close()
+        self._held.close()
 
     def _read(self) -> None:
         """Whole lines of an earlier run. What is torn off behind them is cut by the next append;

@@ -28,7 +28,7 @@ class Shape:
     heads: int
 
 
-SHAPES = {"tiny": Shape(64, 2, 2), "3M": Shape(224, 4, 7), "12M": Shape(352, 6, 11)}
+SHAPES = {"tiny": Shape(64, 2, 2), "3M": Shape(224, 4, 7), "12M": Shape(384, 6, 12)}
 
 
 def vocabulary() -> TokenizerVocabulary:

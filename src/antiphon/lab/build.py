@@ -29,6 +29,7 @@ from antiphon.lab.recipe import Recipe, get_recipe
 from antiphon.lab.tokenizer import build_tokenizer
 from antiphon.lab.training import Progress, new_model, train_stage
 from antiphon.lab.world import World
+from antiphon.record import exclusive
 
 CODE_VERSION = 1
 """Raised when the same recipe would give other checkpoints: world, corpus, tokenizer, training."""
@@ -73,11 +74,12 @@ def build_lab(
     _claim(out, recipe, world)
     corpus = Corpus(world, recipe)
     previous: Path | None = None
-    for stage in CHECKPOINTS:
-        if not (out / stage).is_dir():
-            _build_stage(out, stage, previous, corpus, progress)
-        _forget_training(out, stage)
-        previous = out / stage
+    with exclusive(out / _LAB_FILE, "build into another directory"):
+        for stage in CHECKPOINTS:
+            if not (out / stage).is_dir():
+                _build_stage(out, stage, previous, corpus, progress)
+            _forget_training(out, stage)
+            previous = out / stage
     return load_lab(out)
 
 
