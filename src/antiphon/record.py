@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from antiphon.errors import AntiphonError, InputError
 
-KEY = "key"
+KEY = "run_key"
 """Field of a result line that says under which configuration, prompt and seed it was made."""
 
 _WHOLE = 64 * 2**20

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from antiphon.errors import InputError
+
 FinishReason = Literal["eos", "stop", "length", "context"]
 """Why a response ended: a candidate's end of sequence; a stop string; ``max_new_tokens``; or a
 model's context was full."""
@@ -172,8 +174,22 @@ class Completion:
         )
 
 
-def as_messages(query: Query) -> tuple[Message, ...]:
-    """The query as chat messages; a plain string becomes one user turn."""
+def as_messages(query: Query | Sequence[Mapping[str, str]]) -> tuple[Message, ...]:
+    """The query as chat messages; a plain string becomes one user turn.
+
+    Raises:
+        InputError: it is neither a string nor messages (objects or ``{"role", "content"}``).
+    """
     if isinstance(query, str):
         return (Message("user", query),)
-    return tuple(query)
+    turns = []
+    for turn in query if isinstance(query, Sequence) else [query]:
+        if isinstance(turn, Mapping) and set(turn) >= {"role", "content"}:
+            turn = Message(str(turn["role"]), str(turn["content"]))
+        if not isinstance(turn, Message):
+            raise InputError(
+                f"{turn!r} is no chat message",
+                remedy='a query is a string, or a list of {"role": ..., "content": ...}',
+            )
+        turns.append(turn)
+    return tuple(turns)

@@ -81,6 +81,16 @@ def test_make_targets_of_the_readme_exist() -> None:
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
 
 
+def test_nothing_is_left_to_fill_in() -> None:
+    for page in PAGES:
+        assert not re.search(
+            r"[A-Z]+_[A-Z]+|TODO|XXX",
+            page.read_text(encoding="utf-8")
+            .replace("HF_HUB_OFFLINE", "")
+            .replace("TORCH_INDEX", ""),
+        ), page.name
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):

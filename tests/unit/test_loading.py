@@ -57,7 +57,7 @@ def test_a_missing_directory_is_named(path: str) -> None:
 
 
 def test_a_directory_without_a_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"'mine'.*{tmp_path}.*cannot be loaded"):
+    with pytest.raises(InputError, match=f"'mine'.*{tmp_path}.*holds no model"):
         load(model=str(tmp_path))
 
 
@@ -100,7 +100,7 @@ def test_an_adapter_that_names_no_base_is_refused(tmp_path: Path) -> None:
 
 def test_an_adapter_whose_base_is_gone_is_refused(tmp_path: Path) -> None:
     lost = adapter(tmp_path / "lost", base_model_name_or_path="/gone/base")
-    with pytest.raises(InputError, match="no directory '/gone/base'"):
+    with pytest.raises(InputError, match="names the base '/gone/base', which is not there"):
         load(model=str(lost))
 
 

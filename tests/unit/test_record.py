@@ -31,16 +31,16 @@ def test_fingerprints_follow_contents(tmp_path: Path) -> None:
 def test_a_torn_line_is_cut_and_the_rest_kept(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     file = ResultsFile(path, ["a", "b", "c"])
-    file.append([{"key": "a", "text": "one\u2028two\x85"}, {"key": "b"}])
+    file.append([{"run_key": "a", "text": "one\u2028two\x85"}, {"run_key": "b"}])
     file.close()
     whole = path.read_bytes()
-    path.write_bytes(whole + b'{"key": "c", "te')
+    path.write_bytes(whole + b'{"run_key": "c", "te')
     again = ResultsFile(path, ["a", "b", "c"])
-    assert [line["key"] for line in again.lines] == ["a", "b"]
+    assert [line["run_key"] for line in again.lines] == ["a", "b"]
     assert path.read_bytes() != whole, "nothing changes before there is something to write"
-    again.append([{"key": "c"}])
+    again.append([{"run_key": "c"}])
     again.close()
-    assert path.read_bytes() == whole + b'{"key": "c"}\n'
+    assert path.read_bytes() == whole + b'{"run_key": "c"}\n'
 
 
 def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:
@@ -63,15 +63,15 @@ def test_other_runs_are_refused(
     tmp_path: Path, lines: list[str], keys: list[str], message: str
 ) -> None:
     path = tmp_path / "out.jsonl"
-    path.write_text("".join(json.dumps({"key": key}) + "\n" for key in lines))
+    path.write_text("".join(json.dumps({"run_key": key}) + "\n" for key in lines))
     before = path.read_bytes()
     with pytest.raises(InputError, match=message):
         ResultsFile(path, keys)
     assert path.read_bytes() == before
     with ResultsFile(path, keys, overwrite=True) as file:
         assert path.read_bytes() == before, "kept until there is something in its place"
-        file.append([{"key": keys[0]}])
-    assert path.read_bytes() == b'{"key": "' + keys[0].encode() + b'"}\n'
+        file.append([{"run_key": keys[0]}])
+    assert path.read_bytes() == b'{"run_key": "' + keys[0].encode() + b'"}\n'
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_other_runs_are_refused(
         b"line one\nlast line",
         b"my notes",
         b'"my key"\n',
-        b'{"key": "a"}\nnot ours\n{"torn',
+        b'{"run_key": "a"}\nnot ours\n{"torn',
         b"\xff\xfe",
     ],
 )
@@ -101,16 +101,16 @@ def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
         "from antiphon.errors import AntiphonError\n"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "file = ResultsFile(Path(sys.argv[1]), ['a', 'b'])\n"
-        "file.append([{'key': 'a'}])\n"
+        "file.append([{'run_key': 'a'}])\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
-        "try:\n    file.append([{'key': 'b', 'text': 'x' * 200}])\n"
+        "try:\n    file.append([{'run_key': 'b', 'text': 'x' * 200}])\n"
         "except AntiphonError as error:\n    print(error)\n"
     )
     path = tmp_path / "out.jsonl"
     command = [sys.executable, "-c", code, str(path)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "could not be written" in said and "the 1 results before are kept" in said
-    assert path.read_bytes() == b'{"key": "a"}\n'
+    assert path.read_bytes() == b'{"run_key": "a"}\n'
 
 
 def test_json_is_there_whole_or_not_at_all(tmp_path: Path) -> None:

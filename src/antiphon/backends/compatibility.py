@@ -147,7 +147,6 @@ def _conclude(models: list[ModelReport], pairs: tuple[PairReport, ...]) -> list[
     foreign = [pair for pair in pairs if pair.difference]
     if len(models) > 1 and not foreign:
         found.append("all read the same token ids: turns pass ids, exactly and fastest")
-        found.append("their next-token probabilities can be averaged and subtracted")
     elif foreign:
         found.append("turns pass text (--exchange auto or text); words are never split")
         for model in models:

@@ -166,7 +166,7 @@ def resolve_adapter(config: ModelConfig, name: str) -> tuple[str, str | None]:
     """
     if config.adapter is not None:
         return config.model, config.adapter
-    settings = _adapter_settings(config.model)
+    settings = _adapter_settings(config.model, name)
     if settings is None:
         return config.model, None
     base = settings.get("base_model_name_or_path")
@@ -179,6 +179,12 @@ def resolve_adapter(config: ModelConfig, name: str) -> tuple[str, str | None]:
         beside = Path(config.model) / base
         if not Path(base).exists() and beside.exists():
             base = str(beside)
+    if not Path(base).is_dir() and (Path(base).is_absolute() or str(base).startswith(".")):
+        raise InputError(
+            f"the adapter {config.model!r} of {name!r} names the base {base!r}, which is not there",
+            remedy="give the base yourself, in the configuration file: `model: <base>` and "
+            "`adapter: <this adapter>`",
+        )
     return str(base), config.model
 
 
@@ -238,35 +244,40 @@ def load_vocabulary(source: str, config: ModelConfig, name: str) -> TokenizerVoc
     return TokenizerVocabulary(tokenizer, name)
 
 
-def _adapter_settings(source: str) -> dict[str, Any] | None:
-    """``adapter_config.json`` of a directory or a hub repository, if ``source`` is an adapter."""
+def _adapter_settings(source: str, name: str) -> dict[str, Any] | None:
+    """``adapter_config.json`` of a directory or a hub repository, if ``source`` is an adapter.
+
+    Raises:
+        InputError: a directory that is no model, or a hub that cannot be reached.
+    """
     folder = Path(source)
     if folder.is_dir():
+        _check_directory(folder, name)
         file = folder / "adapter_config.json"
-        if not file.is_file() or (folder / "config.json").is_file():
+        if (folder / "config.json").is_file():
             return None
         return dict(json.loads(file.read_text(encoding="utf-8")))
-    if folder.exists() or source.count("/") != 1:
-        return None
+    if not _exists(source):
+        raise _unreadable(name, source, OSError("it does not exist"))
     from transformers.utils import cached_file
 
-    def has(file: str) -> str | None:
-        path = cached_file(
-            source,
-            file,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-        return None if path is None else str(path)
-
     try:
-        found = has("adapter_config.json")
-        if found is None or has("config.json") is not None:
+        # Asked first, so that a hub that cannot be reached is noticed once.
+        if cached_file(source, "config.json", _raise_exceptions_for_missing_entries=False):
             return None
-    except OSError:
-        return None
-    return dict(json.loads(Path(found).read_text(encoding="utf-8")))
+        found = cached_file(source, "adapter_config.json")
+    except (OSError, ValueError) as error:
+        raise _unreadable(name, source, error) from error
+    return dict(json.loads(Path(str(found)).read_text(encoding="utf-8")))
+
+
+def _check_directory(folder: Path, name: str) -> None:
+    if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
+        return
+    remedy = "a model is a directory with config.json, an adapter one with adapter_config.json"
+    if (folder / "lab.json").is_file():
+        remedy = f"that is a lab; its models are {folder / 'P'}, {folder / 'F'}, {folder / 'A'}"
+    raise InputError(f"model {name!r}: the directory {str(folder)!r} holds no model", remedy=remedy)
 
 
 def tokenizer_source(base: str, adapter: str | None) -> str:
@@ -305,8 +316,8 @@ def _unreadable(name: str, source: str, error: Exception) -> InputError:
         )
     return InputError(
         f"model {name!r} ({source}) cannot be loaded: {_first_line(error)}",
-        remedy="check the name, the revision and the network; a local model is a directory with "
-        "config.json",
+        remedy="check the name, the revision and the network (HF_HUB_OFFLINE=1 uses only what was "
+        "downloaded before); a local model is a directory with config.json",
     )
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from antiphon.cli.threads import add_threads, use_threads
 from antiphon.errors import InputError
 
 SIZES = ("tiny", "3M", "12M")
@@ -30,7 +31,7 @@ def add(verbs: Any) -> None:
         "--policy", choices=("uniform", "lm", "both"), default="both", help="(both)"
     )
     switch.add_argument("--repeats", type=int, default=3, help="measured runs of each (3)")
-    switch.add_argument("--threads", type=int, default=1, help="torch threads (1)")
+    add_threads(switch)
     switch.add_argument(
         "--peer-loop", action="store_true", help="measure the re-prefilling way as well"
     )
@@ -47,11 +48,9 @@ def run_switch(options: argparse.Namespace) -> int:
     from antiphon.cli.quiet import quiet
 
     quiet()
-    import torch
-
+    use_threads(options.threads)
     from antiphon.benchmarks.switch import Setting, run
 
-    torch.set_num_threads(options.threads)
     setting = Setting(
         options.rows, options.segment_tokens, options.new_tokens, options.size, options.repeats
     )

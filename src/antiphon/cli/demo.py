@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from antiphon.cli.threads import add_threads, use_threads
 from antiphon.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def add(verbs: Any) -> None:
     parser.add_argument("--size", default="default", help="of a lab that is not there yet")
     parser.add_argument("--questions", type=int, default=200, help="questions of the table (200)")
     parser.add_argument("--traces", type=int, default=3, help="answers shown (3)")
+    add_threads(parser)
     parser.set_defaults(run=run)
 
 
@@ -44,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
     if options.questions < 1 or options.traces < 0:
         raise InputError("--questions takes 1 or more, --traces 0 or more", remedy="leave them out")
     quiet()
+    use_threads(options.threads)
     from rich.console import Console
 
     from antiphon.cli.progress import stages
@@ -107,16 +110,20 @@ def _traces(
     answers: dict[str, list[Completion]],
     count: int,
 ) -> None:
+    from antiphon.lab.world import score
     from antiphon.reports.terminal import Palette, show_completion
 
     palette = Palette(pool.names, console)
-    for name in ("uniform", "untuned switcher"):
+    for name in ("uniform", "untuned switcher", BY_HAND):
         console.rule(f"who speaks next: {name}", align="left")
         console.print(palette.legend())
         for number, question in enumerate(questions[:count]):
             completion = answers[name][number]
             show_completion(console, palette, number + 1, question.text, completion)
-            console.print(f"[dim]right answer: {question.gold_trace}[/dim]\n", highlight=False)
+            if score(question, completion.text):
+                console.print("[green]right[/green]\n")
+            else:
+                console.print(f"[red]wrong[/red]: {question.gold_trace}\n", highlight=False)
 
 
 def _table(console: Console, questions: list[Any], answers: dict[str, list[Completion]]) -> None:

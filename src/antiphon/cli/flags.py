@@ -21,12 +21,12 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
         "--candidate", "-c", action="append", metavar="NAME=MODEL", help="a candidate (repeat)"
     )
     pool.add_argument("--policy", help="uniform, round_robin, fixed, schedule, lm")
-    pool.add_argument("--speaker", help="the candidate of --policy fixed")
-    pool.add_argument("--schedule", help="names in order, e.g. P,A,P")
+    pool.add_argument("--speaker", help="the candidate that writes all (implies --policy fixed)")
+    pool.add_argument("--schedule", help="names in order, e.g. P,A,P (implies --policy schedule)")
     pool.add_argument("--switcher", metavar="MODEL", help="LM switcher (implies --policy lm)")
     pool.add_argument("--select", choices=("top_p", "argmax"), help="how the switcher chooses")
     pool.add_argument("--boundary", help="tokens, sentence, entropy")
-    pool.add_argument("--entropy-threshold", type=float, help="nats, for --boundary entropy")
+    pool.add_argument("--entropy-threshold", type=float, help="nats (implies --boundary entropy)")
     pool.add_argument("--dtype", help="of every model: float32, bfloat16, float16, auto")
     pool.add_argument("--device", help="of every model: cpu, cuda, cuda:1, auto")
     pool.add_argument(
@@ -39,18 +39,24 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
     sampling = parser.add_argument_group("sampling")
     for name, field in SamplingConfig.model_fields.items():
         number: Any = field.annotation
-        sampling.add_argument(_flag(name), type=number, help=field.description)
+        sampling.add_argument(_flag(name), type=number, help=_help(field))
     turns = parser.add_argument_group("turns")
     for name, field in GenerateConfig.model_fields.items():
         kind: Any = field.annotation
         if kind == list[str]:
-            turns.add_argument(_flag(name), action="append", help=field.description)
+            turns.add_argument(_flag(name), action="append", help=_help(field))
         elif get_origin(kind) is Literal:
-            turns.add_argument(_flag(name), choices=get_args(kind), help=field.description)
+            turns.add_argument(_flag(name), choices=get_args(kind), help=_help(field))
         else:
             plain = [part for part in (get_args(kind) or (kind,)) if part in _SCALARS]
             if plain:
-                turns.add_argument(_flag(name), type=plain[0], help=field.description)
+                turns.add_argument(_flag(name), type=plain[0], help=_help(field))
+
+
+def _help(field: Any) -> str:
+    default = field.default
+    shown = "" if default in (None, "") or field.default_factory else f" ({default})"
+    return f"{field.description}{shown}".replace("%", "%%")
 
 
 def _flag(name: str) -> str:
@@ -83,7 +89,7 @@ def config_from(options: argparse.Namespace) -> GenerateConfig:
             "no candidates were given",
             remedy="use --candidate NAME=MODEL (repeat it), or `candidates:` in --config",
         )
-    source = str(options.config) if options.config else "the command line"
+    source = f"{options.config} and the flags" if options.config else "the flags"
     _models_flags(data, options)
     return parse(GenerateConfig, data, source)
 
@@ -121,7 +127,21 @@ def _section(data: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _policy_flags(data: dict[str, Any], options: argparse.Namespace) -> None:
     policy = _section(data, "policy")
-    kind = options.policy or ("lm" if options.switcher else None)
+    implied = [
+        kind
+        for kind, given in (
+            ("lm", options.switcher),
+            ("schedule", options.schedule),
+            ("fixed", options.speaker),
+        )
+        if given
+    ]
+    if len(implied) > 1:
+        raise InputError(
+            "--switcher, --schedule and --speaker each mean another policy",
+            remedy="give one of them",
+        )
+    kind = options.policy or next(iter(implied), None)
     if kind:
         if policy.get("kind", "uniform") != kind:
             # Another kind than the file's: what belongs to the file's kind goes with it.
@@ -139,7 +159,9 @@ def _policy_flags(data: dict[str, Any], options: argparse.Namespace) -> None:
     if options.boundary:
         data["boundary"] = {"kind": options.boundary}
     if options.entropy_threshold is not None:
-        _section(data, "boundary")["threshold"] = options.entropy_threshold
+        boundary = _section(data, "boundary")
+        boundary["threshold"] = options.entropy_threshold
+        boundary.setdefault("kind", "entropy")
 
 
 def _models_flags(data: dict[str, Any], options: argparse.Namespace) -> None:

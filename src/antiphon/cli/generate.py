@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from antiphon.cli.flags import add_config_flags, config_from
+from antiphon.cli.threads import use_threads
 from antiphon.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def add(verbs: Any) -> None:
         "--table", action="store_true", help="show coloured traces and work also with --output"
     )
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    parser.add_argument("--threads", type=int, help="CPU threads (torch's own choice)")
     add_config_flags(parser)
     parser.set_defaults(run=run)
 
@@ -81,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
     config = config_from(options)
     items = read_prompts(options)
     quiet()
+    use_threads(options.threads)
     from antiphon.cli.view import View
     from antiphon.decoding.build import build_options
     from antiphon.evaluation.generation import check_fields, item_keys, run_fingerprint
@@ -157,7 +160,8 @@ def _generate(job: _Job, options: argparse.Namespace) -> None:
     view.usage(usage)
     if job.results is not None:
         _write_record(job, earlier, time.perf_counter() - began, usage)
-        view.say(f"{len(items)} results in {job.results.path} ({earlier} were there already)")
+        results = "1 result" if len(items) == 1 else f"{len(items)} results"
+        view.say(f"{results} in {job.results.path} ({earlier} there already)")
 
 
 def _write_record(job: _Job, earlier: int, seconds: float, usage: dict[str, ModelUsage]) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from antiphon.cli.threads import add_threads, use_threads
 from antiphon.errors import InputError, did_you_mean
 
 DEFAULT = Path(".lab")
@@ -21,7 +22,8 @@ def add(verbs: Any) -> None:
     build = actions.add_parser("build", help="train P, F and A, or finish an interrupted build")
     build.add_argument("--out", type=Path, default=DEFAULT, help="directory (.lab)")
     build.add_argument("--size", default="default", help="default, or tiny for tests")
-    build.add_argument("--seed", type=int, default=0)
+    build.add_argument("--seed", type=int, default=0, help="of world, weights and text (0)")
+    add_threads(build)
     build.set_defaults(run=run_build)
 
     report = actions.add_parser("report", help="accuracy of each checkpoint by skill")
@@ -33,9 +35,9 @@ def add(verbs: Any) -> None:
     questions = actions.add_parser("questions", help="write questions of the world as JSONL")
     questions.add_argument("lab", type=Path, nargs="?", default=DEFAULT, help="directory (.lab)")
     questions.add_argument("--skill", default="both", help="recall, arithmetic, format, both")
-    questions.add_argument("--split", default="test", help="train or test")
+    questions.add_argument("--split", default="test", help="tune, train or test")
     questions.add_argument("-n", "--count", type=int, default=100, help="how many (100)")
-    questions.add_argument("--seed", type=int, default=0)
+    questions.add_argument("--seed", type=int, default=0, help="which questions (0)")
     questions.set_defaults(run=run_questions)
 
 
@@ -45,6 +47,7 @@ def run_build(options: argparse.Namespace) -> int:
     from antiphon.cli.quiet import quiet
 
     quiet()
+    use_threads(options.threads)
     from antiphon.lab.build import build_lab
     from antiphon.lab.pool import write_run_file
 
@@ -54,7 +57,7 @@ def run_build(options: argparse.Namespace) -> int:
     for name, path in lab.paths.items():
         print(f"{name}: {path}")
     print(f"next: antiphon lab report {lab.root}")
-    print(f"      antiphon generate --config {config} '{_example(lab)}'")
+    print(f"      antiphon generate --config {config} --schedule F,P,F,P,A,A '{_example(lab)}'")
     return 0
 
 

@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"antiphon: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("\nantiphon: interrupted; finished items are saved", file=sys.stderr)
+        said = "interrupted; what was saved stays, and the same command goes on from there"
+        print(f"\nantiphon: {said}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader went away (`| head`): nothing more to say, and nowhere to say it.

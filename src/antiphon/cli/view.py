@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from antiphon.decoding.engine import Piece
-from antiphon.reports.terminal import Palette, show_completion, usage_table
+from antiphon.reports.terminal import Palette, ended, show_completion, usage_table
 from antiphon.types import Completion, ModelUsage, Query, as_messages
 
 
@@ -46,7 +46,8 @@ class View:
             bars.MofNCompleteColumn(),
             bars.TimeRemainingColumn(),
             bars.TextColumn("{task.fields[speed]}"),
-            console=self.errors,
+            # On one terminal bar and answers must know of each other, or they share a line.
+            console=self.console if self.traces and self.console.is_terminal else self.errors,
             transient=True,
             disable=not self._progress,
         )
@@ -74,7 +75,7 @@ class View:
     def show(self, number: int, query: Query, completion: Completion) -> None:
         """A finished answer; after live words only how it ended."""
         if self.live:
-            self.console.print(f"\n[dim]ended by {completion.finish_reason}[/dim]\n")
+            self.console.print(f"\n[dim]{ended(completion)}[/dim]\n", highlight=False)
         elif self.traces:
             show_completion(self.console, self.palette, number, query, completion)
 

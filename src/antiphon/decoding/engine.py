@@ -95,6 +95,12 @@ class Engine:
     def __init__(
         self, candidates: Sequence[Candidate], policy: Policy, options: TurnOptions
     ) -> None:
+        for thing, method in ((policy, "choose"), (options.boundary, "verdict")):
+            if not callable(getattr(thing, method, None)):
+                raise InputError(
+                    f"{thing!r} has no method `{method}`",
+                    remedy="give a policy such as Uniform(), a boundary such as EveryTokens(50)",
+                )
         self.candidates = list(candidates)
         self.names = [candidate.name for candidate in candidates]
         self.policy = copy.copy(policy)  # ours alone: it is bound to this pool

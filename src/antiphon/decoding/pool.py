@@ -69,6 +69,11 @@ class CandidatePool:
                 configs[name] = ModelConfig(model=model) if isinstance(model, str) else model
         else:
             for voice in models:
+                if not isinstance(voice, CandidateConfig):
+                    raise InputError(
+                        f"{voice!r} is no candidate",
+                        remedy="give {name: path}, or a list of CandidateConfig",
+                    )
                 if voice.name in configs:
                     raise InputError(
                         f"two candidates are called {voice.name!r}",

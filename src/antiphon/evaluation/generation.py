@@ -104,7 +104,10 @@ def _json_item(line: str, number: int, source: str) -> Item:
         raise bad(f"is a JSON {type(data).__name__}, not an object")
     for taken in (KEY, COMPLETION):
         if taken in data:
-            raise bad(f"has a field {taken!r}, which results use")
+            raise InputError(
+                f"line {number} of {source} has a field {taken!r}, which results use",
+                remedy="rename that field",
+            )
     if ("input" in data) == ("messages" in data):
         raise bad("needs either `input` or `messages`, and not both")
     if "input" in data:

@@ -38,8 +38,9 @@ class SwitchGeneration:
     Args:
         pool: the candidates.
         policy: who speaks next; uniform at random if left out.
-        options: see :class:`~antiphon.decoding.engine.TurnOptions`; single fields may be given as
-            keyword arguments instead.
+        options: see :class:`~antiphon.decoding.engine.TurnOptions`.
+        fields: its single fields instead: ``max_new_tokens``, ``boundary``, ``first``, ``last``,
+            ``final_prompt``, ``on_eos``, ``stop``, ``exchange``, ``batch_rows``, ``memory_bytes``.
 
     Raises:
         InputError, CapabilityError: the options fit neither the pool nor each other.
