@@ -259,12 +259,17 @@ def _adapter_settings(source: str, name: str) -> dict[str, Any] | None:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     if not _exists(source):
         raise _unreadable(name, source, OSError("it does not exist"))
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     from transformers.utils import cached_file
 
     try:
-        # Asked first, so that a hub that cannot be reached is noticed once.
-        if cached_file(source, "config.json", _raise_exceptions_for_missing_entries=False):
-            return None
+        cached_file(source, "config.json")
+        return None
+    except (OSError, ValueError) as error:
+        missing = isinstance(error.__cause__, EntryNotFoundError)
+        if not missing or isinstance(error.__cause__, LocalEntryNotFoundError):
+            raise _unreadable(name, source, error) from error
+    try:  # the repository is there and has no config.json: an adapter
         found = cached_file(source, "adapter_config.json")
     except (OSError, ValueError) as error:
         raise _unreadable(name, source, error) from error

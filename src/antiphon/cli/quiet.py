@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 
 
 def quiet() -> None:
     """Only errors from transformers, and no loading bars; call before models are loaded."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    from transformers.utils import logging as transformers_logging
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
