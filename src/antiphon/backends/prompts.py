@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from antiphon.backends.base import Vocabulary
 from antiphon.backends.vocabulary import TokenizerVocabulary
 from antiphon.errors import InputError
 from antiphon.types import Message, Query, as_messages
+
+
+class Prompt(Protocol):
+    """Anything that turns a query into one model's prompt."""
+
+    def render(self, query: Query, vocabulary: TokenizerVocabulary, model: str) -> list[int]:
+        """Token ids of the prompt; ``model`` is its name, for messages."""
+
 
 PromptKind = Literal["auto", "template", "plain", "raw"]
 

@@ -17,7 +17,7 @@ from transformers import DynamicCache
 
 from antiphon.backends import families
 from antiphon.backends.base import Generated, ModelInfo, Session
-from antiphon.backends.prompts import PromptFormat
+from antiphon.backends.prompts import Prompt, PromptFormat
 from antiphon.backends.recurrent import RecurrentLayout, RecurrentSession
 from antiphon.backends.sampling import TOKENS, draw, uniforms
 from antiphon.backends.slots import AttentionLayout, Mask, Scratch, SlotSession
@@ -208,14 +208,14 @@ class TransformersBackend:
         name: str,
         loaded: LoadedModel,
         vocabulary: TokenizerVocabulary,
-        prompt: PromptFormat | None = None,
+        prompt: Prompt | None = None,
         eos_ids: frozenset[int] | None = None,
         adapter: str | None = None,
     ) -> None:
         self.name = name
         self.loaded = loaded
         self.vocabulary = vocabulary
-        self.prompt = prompt or PromptFormat()
+        self.prompt: Prompt = prompt or PromptFormat()
         self.adapter = adapter
         self._eos_ids = eos_ids
 

@@ -89,7 +89,7 @@ def backend(
     """A model as backend that never ends by itself."""
     loaded = LoadedModel(model, name, scratch)
     prompt = IdsPrompt()
-    return TransformersBackend(name, loaded, words, prompt, eos_ids=frozenset())  # type: ignore[arg-type]
+    return TransformersBackend(name, loaded, words, prompt, eos_ids=frozenset())
 
 
 def ragged_prompts(rows: int, low: int = 8, high: int = 40, seed: int = 0) -> list[list[int]]:

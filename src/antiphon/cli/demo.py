@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from antiphon.cli.progress import in_order
 from antiphon.cli.threads import add_threads, use_threads
 from antiphon.errors import InputError
 
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
 
     console = Console()
     with stages() as progress:
-        lab = build_lab(options.lab, size=options.size, seed=0, progress=progress)
+        lab = build_lab(options.lab, size=options.size, seed=0, progress=in_order(progress))
     write_run_file(lab)
     config = lab_config(lab, {"kind": "lm", "switcher": {"model": "A", "prompt": {"kind": "raw"}}})
     pool = CandidatePool.load(config.candidates, sampling=config.sampling.params())

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from antiphon.cli.progress import in_order
 from antiphon.cli.threads import add_threads, use_threads
 from antiphon.errors import InputError, did_you_mean
 
@@ -52,7 +53,8 @@ def run_build(options: argparse.Namespace) -> int:
     from antiphon.lab.pool import write_run_file
 
     with stages() as progress:
-        lab = build_lab(options.out, size=options.size, seed=options.seed, progress=progress)
+        report = in_order(progress)
+        lab = build_lab(options.out, size=options.size, seed=options.seed, progress=report)
     config = write_run_file(lab)
     for name, path in lab.paths.items():
         print(f"{name}: {path}")

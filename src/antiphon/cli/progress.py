@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 
+Report = Callable[[str, int, int], None]
+"""``report(stage, done, total)``"""
+
+
+def in_order(report: Report, stages: Sequence[str] = ("P", "F", "A")) -> Report:
+    """The same report, saying which of several stages each one is."""
+
+    def told(stage: str, done: int, total: int) -> None:
+        report(f"training {stage}, {stages.index(stage) + 1} of {len(stages)}", done, total)
+
+    return told
+
+
 @contextmanager
-def stages() -> Iterator[Callable[[str, int, int], None]]:
+def stages() -> Iterator[Report]:
     """Yields ``report(stage, done, total)``; without a terminal it prints a line now and then."""
     from rich import progress as bars
     from rich.console import Console
