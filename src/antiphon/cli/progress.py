@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-
 Report = Callable[[str, int, int], None]
 """``report(stage, done, total)``"""
 
