@@ -350,8 +350,9 @@ class SlotBatch:
 
     def idle(self, row: int) -> None:
         """See :meth:`Batch.idle`."""
-        self._settle()
-        self._idle[row] = True
+        if not self._idle[row]:
+            self._settle()
+            self._idle[row] = True
 
     def _settle(self) -> None:
         """Book the tokens of the steps since rows last changed."""
