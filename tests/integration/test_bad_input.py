@@ -71,6 +71,7 @@ def test_malformed_jsonl_line_is_numbered(fails: Fails, tmp_path: Path) -> None:
 
 def test_empty_prompt(fails: Fails, tmp_path: Path) -> None:
     assert "prompt 2 is empty" in fails("hi", " ")
+    assert "prompt 1 is not UTF-8" in fails("caf\udce9")  # bytes that the shell passed on
     source = tmp_path / "prompts.txt"
     source.write_text("one\n\ntwo\n", encoding="utf-8")
     assert "line 2" in fails("-f", str(source))

@@ -68,6 +68,8 @@ def read_prompts(options: argparse.Namespace) -> list[Item]:
         for number, text in enumerate(given, 1):
             if not text.strip():
                 raise InputError(f"prompt {number} is empty", remedy="give it text")
+            if not text.isprintable() and any("\ud800" <= char <= "\udfff" for char in text):
+                raise InputError(f"prompt {number} is not UTF-8", remedy="give it as UTF-8 text")
         return [Item(text, {"input": text}) for text in given]
     if not given and sys.stdin.isatty():
         raise InputError(
