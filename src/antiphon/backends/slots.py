@@ -254,6 +254,7 @@ class SlotBatch:
             self._check_in()
         if self._cache.store is not self._session.store:
             self._session.scratch.give(self._cache.store)
+            self._cache.store = self._session.store  # never given back twice
 
     # -- reading -----------------------------------------------------------------------------
     def extend(self, chunks: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -283,12 +284,13 @@ class SlotBatch:
         for row, chunk in enumerate(chunks):
             ids[row, : len(chunk)] = torch.as_tensor(chunk)
             self.lanes[start + row].idle += longest - len(chunk)
-        last = sorted({max(0, length - 1) for length in lengths})
+        ends = [max(0, length - 1) for length in lengths]
+        last = sorted(set(ends))
         positions = past[:, None] + torch.arange(longest)
         pads = torch.arange(longest) >= torch.tensor(lengths)[:, None]
         logits = self._forward(start, end, ids, positions, last, pads)
-        pick = [last.index(max(0, length - 1)) for length in lengths]
-        return logits[torch.arange(len(chunks)), torch.tensor(pick)]
+        pick = torch.tensor([last.index(end) for end in ends])
+        return logits[torch.arange(len(chunks)), pick]
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """See :meth:`Batch.step`."""

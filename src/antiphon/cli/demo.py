@@ -51,11 +51,12 @@ def run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from antiphon.cli.progress import stages
+    from antiphon.decoding.build import build_options, build_policy
     from antiphon.decoding.policies import Fixed, Schedule, Uniform
     from antiphon.decoding.pool import CandidatePool
-    from antiphon.decoding.switcher import LMSwitcher
     from antiphon.lab.build import build_lab
     from antiphon.lab.pool import lab_config, write_run_file
+    from antiphon.methods.switch_generation import SwitchGeneration
 
     console = Console()
     with stages() as progress:
@@ -63,12 +64,10 @@ def run(options: argparse.Namespace) -> int:
     write_run_file(lab)
     config = lab_config(lab, {"kind": "lm", "switcher": {"model": "A", "prompt": {"kind": "raw"}}})
     pool = CandidatePool.load(config.candidates, sampling=config.sampling.params())
-    switcher = config.policy.switcher
-    assert switcher is not None
     policies: dict[str, Policy] = {f"{name} alone": Fixed(name) for name in pool}
     policies["uniform"] = Uniform()
     policies[BY_HAND] = Schedule(BY_HAND.split()[-1].split("-"))
-    policies["untuned switcher"] = LMSwitcher(pool.loader.load(switcher, "switcher"))
+    policies["untuned switcher"] = build_policy(config.policy, pool.loader)
     questions = lab.world.questions("both", "test", options.questions, 0)
     console.print(
         "P (pretrained), F (fine-tuned) and A (aligned) are checkpoints of one small pipeline; "
@@ -78,7 +77,8 @@ def run(options: argparse.Namespace) -> int:
     with stages() as progress:
         for number, (name, policy) in enumerate(policies.items()):
             progress("answering", number, len(policies))
-            answers[name] = _answer(pool, policy, [q.text for q in questions], config)
+            method = SwitchGeneration(pool, policy, build_options(config))
+            answers[name] = method.generate([question.text for question in questions], seed=0)
         progress("answering", len(policies), len(policies))
     _traces(console, pool, questions, answers, options.traces)
     _table(console, questions, answers)
@@ -89,19 +89,6 @@ def run(options: argparse.Namespace) -> int:
     )
     console.print(OWN, highlight=False)
     return 0
-
-
-def _answer(pool: CandidatePool, policy: Policy, texts: list[str], config: Any) -> list[Completion]:
-    from antiphon.decoding.boundaries import EveryTokens
-    from antiphon.methods.switch_generation import SwitchGeneration
-
-    method = SwitchGeneration(
-        pool,
-        policy,
-        max_new_tokens=config.max_new_tokens,
-        boundary=EveryTokens(config.segment_tokens),
-    )
-    return method.generate(texts, seed=0)
 
 
 def _traces(

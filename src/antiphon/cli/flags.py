@@ -77,7 +77,7 @@ def config_from(options: argparse.Namespace) -> GenerateConfig:
     if options.candidate:
         data["candidates"] = [_candidate(text) for text in options.candidate]
     _policy_flags(data, options)
-    for name in ("temperature", "top_p", "top_k", "min_p"):
+    for name in SamplingConfig.model_fields:
         if getattr(options, name) is not None:
             _section(data, "sampling")[name] = getattr(options, name)
     for name in GenerateConfig.model_fields:

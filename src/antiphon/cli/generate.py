@@ -68,7 +68,7 @@ def read_prompts(options: argparse.Namespace) -> list[Item]:
         for number, text in enumerate(given, 1):
             if not text.strip():
                 raise InputError(f"prompt {number} is empty", remedy="give it text")
-            if not text.isprintable() and any("\ud800" <= char <= "\udfff" for char in text):
+            if any("\ud800" <= char <= "\udfff" for char in text):
                 raise InputError(f"prompt {number} is not UTF-8", remedy="give it as UTF-8 text")
         return [Item(text, {"input": text}) for text in given]
     if not given and sys.stdin.isatty():
@@ -133,13 +133,14 @@ def _generate(job: _Job, options: argparse.Namespace) -> None:
     from antiphon.decoding.pool import CandidatePool
     from antiphon.evaluation.generation import generate_items, result_line
     from antiphon.methods.switch_generation import SwitchGeneration
-    from antiphon.types import ModelUsage
+    from antiphon.reports.totals import add_usage
 
     config, view, items = job.config, job.view, job.items
     pool = CandidatePool.load(config.candidates, sampling=config.sampling.params())
     method = SwitchGeneration(pool, build_policy(config.policy, pool.loader), job.turn_options)
     earlier = len(job.results.lines) if job.results else 0
-    began, usage = time.perf_counter(), dict[str, ModelUsage]()
+    began = time.perf_counter()
+    usage: dict[str, ModelUsage] = {}
     if view.live:
         view.ask(items[0].query)
     with view.progress(len(items), earlier) as advance:
@@ -152,8 +153,7 @@ def _generate(job: _Job, options: argparse.Namespace) -> None:
             on_done=lambda _, completion: advance(completion),
             on_piece=view.piece if view.live else None,
         ):
-            for name, work in completion.usage.items():
-                usage.setdefault(name, ModelUsage()).add(work)
+            add_usage(usage, completion)
             if options.output == "-":
                 line = result_line(items[index], job.keys[index], completion)
                 print(json.dumps(line, ensure_ascii=False), flush=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, Protocol
 
 from antiphon.backends.base import Vocabulary
@@ -58,6 +57,10 @@ class Boundary(Protocol):
         """
 
 
+_CLOSERS = "\"'”’)]»"
+"""What may stand between the end of a sentence and the space after it."""
+
+
 def _check_cap(cap: int) -> None:
     if cap < 1:
         raise InputError(
@@ -96,19 +99,15 @@ class SentenceEnd:
     def __post_init__(self) -> None:
         _check_cap(self.cap)
 
-    @cached_property
-    def _closers(self) -> str:
-        return "\"'”’)]»"
-
     def verdict(self, segment: Sequence[int], traits: TokenTraits, entropy: float) -> Verdict:
         newest = traits.text(segment[-1])
         if len(segment) > self.minimum:
-            before = "".join(map(traits.text, segment[-6:-1])).rstrip(self._closers)
+            before = "".join(map(traits.text, segment[-6:-1])).rstrip(_CLOSERS)
             opens = newest[:1].isspace() and not newest.startswith("\n")
             if before.endswith((".", "!", "?")) and opens:
                 return "before"
         if len(segment) >= self.minimum and (
-            newest.endswith("\n") or newest.rstrip(self._closers).endswith(("。", "！", "？"))
+            newest.endswith("\n") or newest.rstrip(_CLOSERS).endswith(("。", "！", "？"))
         ):
             return "after"
         return "go on"

@@ -62,6 +62,7 @@ class Draft:
     unused_draw: bool = False
     _closing_at: int = -1
     _text: str | None = None
+    _reader: Detokenizer | None = None
 
     def feed(self, token: int, entropy: float) -> None:
         """Take one drawn token; sets :attr:`ending` when the segment is complete."""
@@ -169,8 +170,10 @@ class Draft:
         """Text of tokens of this draft, where they stand."""
         if not self.rules.text_exchange:
             return self.row.peek(ids)
-        vocabulary = self.candidate.backend.info.vocabulary
-        detokenizer = Detokenizer(vocabulary)
-        detokenizer.push(last_whole(vocabulary, self.row.ids[self.candidate.group]))
-        detokenizer.flush()
-        return detokenizer.peek(ids)
+        if self._reader is None:
+            # What stands before the draft does not change while it is written.
+            vocabulary = self.candidate.backend.info.vocabulary
+            self._reader = Detokenizer(vocabulary)
+            self._reader.push(last_whole(vocabulary, self.row.ids[self.candidate.group]))
+            self._reader.flush()
+        return self._reader.peek(ids)

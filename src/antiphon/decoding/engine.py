@@ -106,13 +106,13 @@ class Engine:
         self.policy = copy.copy(policy)  # ours alone: it is bound to this pool
         self.options = options
         self._group()
+        # Tokens of the final prompt where it has most; the last segment comes on top.
+        encoded = [r.info.vocabulary.encode(options.final_prompt) for r in self._readers]
+        self._final_tokens = max(map(len, encoded), default=0)
+        self._reserve = options.boundary.cap + self._final_tokens
         self._check()
         self._rules = DraftRules(options.boundary, options.stop, self.text_exchange)
         self._traits = [TokenTraits(c.backend.info.vocabulary) for c in self.candidates]
-        self._final = [
-            backend.info.vocabulary.encode(options.final_prompt) for backend in self._readers
-        ]
-        self._reserve = options.boundary.cap + max(map(len, self._final))
 
     # -- set-up ------------------------------------------------------------------------------
     def _group(self) -> None:
@@ -181,10 +181,7 @@ class Engine:
                 f"batch_rows is {options.batch_rows}; at least one response is written at once",
                 remedy="give 1 or more",
             )
-        if any(
-            len(reader.info.vocabulary.encode(options.final_prompt)) >= options.max_new_tokens
-            for reader in self._readers
-        ):
+        if self._final_tokens >= options.max_new_tokens:
             raise InputError(
                 f"the final prompt {options.final_prompt!r} fills max_new_tokens "
                 f"({options.max_new_tokens}) alone",

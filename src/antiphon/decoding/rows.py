@@ -211,6 +211,13 @@ class Row:
         """The usage of one model for this row."""
         return self.usage.setdefault(name, ModelUsage())
 
+    def book(self, name: str, lane: Lane) -> None:
+        """Count a lane's work as this model's."""
+        account = self.account(name)
+        account.prefill_positions += lane.prefill
+        account.decode_positions += lane.decode
+        account.idle_positions += lane.idle
+
     def completion(self, names: list[str]) -> Completion:
         """The finished response."""
         self.finished_text()

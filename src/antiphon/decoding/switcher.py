@@ -165,8 +165,7 @@ class LMSwitcher:
         Raises:
             InputError: one label's tokens start another's, so their probabilities would overlap.
         """
-        question = self.prompt.question_for(self.labels)
-        question = question + self._tail if self._tail else question
+        question = self.prompt.question_for(self.labels) + self._tail
         whole = [self.vocabulary.encode(question + label) for label in self.labels]
         shared = 0
         shortest = min(map(len, whole))
@@ -207,10 +206,7 @@ class LMSwitcher:
     def forget(self, row: Row) -> None:
         reading = self._readings.pop(id(row), None)
         if reading is not None and self._session is not None:
-            account = row.account(ACCOUNT)
-            account.prefill_positions += reading.lane.prefill
-            account.decode_positions += reading.lane.decode
-            account.idle_positions += reading.lane.idle
+            row.book(ACCOUNT, reading.lane)
             self._session.release(reading.lane)
 
     # -- reading -----------------------------------------------------------------------------

@@ -69,13 +69,9 @@ class SessionWriter:
     def forget(self, row: Row, writer: int, name: str) -> None:
         lane = row.lanes.pop(writer, None)
         self._unused.pop((id(row), writer), None)
-        if lane is None:
-            return
-        account = row.account(name)
-        account.prefill_positions += lane.prefill
-        account.decode_positions += lane.decode
-        account.idle_positions += lane.idle
-        self._session.release(lane)
+        if lane is not None:
+            row.book(name, lane)
+            self._session.release(lane)
 
     def _arrange(self, drafts: Sequence[Draft]) -> tuple[list[Draft], list[list[int]]]:
         """Order the rows, and say what each has to read.
