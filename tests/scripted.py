@@ -20,6 +20,8 @@ EOS = ByteVocabulary.eos_id
 
 
 class _Batch:
+    states = None
+
     def __init__(self, model: ScriptedModel, lanes: Sequence[Lane]) -> None:
         self.model, self.lanes, self.stopped = model, list(lanes), set[int]()
 
@@ -77,7 +79,10 @@ class ScriptedModel:
         del lane.ids[length:]
 
     def fork(self, lane: Lane, copies: int) -> list[Lane]:
-        raise NotImplementedError
+        forks = [self.open(lane.adapter) for _ in range(copies)]
+        for fork in forks:
+            fork.ids = list(lane.ids)
+        return forks
 
     def reserve(self, lanes: int, positions: int) -> None:
         """Nothing to reserve."""

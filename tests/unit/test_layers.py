@@ -16,7 +16,7 @@ LAYERS = [
     {"cli"},
     {"lab", "benchmarks"},
     {"reports"},
-    {"evaluation"},
+    {"evaluation", "training"},
     {"methods"},
     {"decoding"},
     {"backends"},

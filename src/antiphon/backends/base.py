@@ -145,7 +145,14 @@ class Lane:
 
 
 class Batch(Protocol):
-    """Lanes checked out to be computed together, in the order given."""
+    """Lanes checked out to be computed together, in the order given.
+
+    Attributes:
+        states: final hidden states behind the logits of the latest call, ``[rows, hidden]``, in the
+            model's dtype; ``None`` if the model does not show them.
+    """
+
+    states: torch.Tensor | None
 
     def extend(self, chunks: Sequence[Sequence[int]]) -> torch.Tensor:
         """Read ``chunks[i]`` into row ``i``; a chunk may be empty, but not all of them.

@@ -25,8 +25,11 @@ class RecurrentLayout:
     chunks: bool
 
 
-RowForward = Callable[[torch.Tensor, torch.Tensor, Any, "str | None"], torch.Tensor]
-"""``forward(ids [1, n], positions [1, n], cache, adapter)`` -> last logits ``[1, vocabulary]``."""
+Reading = tuple[torch.Tensor, "torch.Tensor | None"]
+"""Last logits ``[1, vocabulary]`` and the hidden states behind them ``[1, hidden]``, if shown."""
+
+RowForward = Callable[[torch.Tensor, torch.Tensor, Any, "str | None"], Reading]
+"""``forward(ids [1, n], positions [1, n], cache, adapter)`` -> :data:`Reading`."""
 
 
 class RecurrentBatch:
@@ -36,30 +39,40 @@ class RecurrentBatch:
         self._session = session
         self.lanes = list(lanes)
         self._idle = [False] * len(lanes)
+        self.states: torch.Tensor | None = None
 
     def extend(self, chunks: Sequence[Sequence[int]]) -> torch.Tensor:
         if len(chunks) != len(self.lanes) or max(map(len, chunks)) < 1:
             raise ValueError("one chunk for every row of the batch, and a token in one of them")
-        rows: list[torch.Tensor | None] = []
+        rows: list[Reading | None] = []
         for lane, chunk in zip(self.lanes, chunks, strict=True):
             if not chunk:
                 rows.append(None)
                 continue
-            logits, computed = self._session.read(lane, list(chunk))
+            reading, computed = self._session.read(lane, list(chunk))
             lane.prefill += computed
-            rows.append(logits)
-        return _with_blanks(rows)
+            rows.append(reading)
+        return self._with_blanks(rows)
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        rows: list[torch.Tensor | None] = []
+        rows: list[Reading | None] = []
         for lane, token, idle in zip(self.lanes, tokens.tolist(), self._idle, strict=True):
             if idle:  # nothing is computed for a row that has stopped
                 rows.append(None)
                 continue
-            logits, computed = self._session.read(lane, [token])
+            reading, computed = self._session.read(lane, [token])
             lane.decode += computed
-            rows.append(logits)
-        return _with_blanks(rows)
+            rows.append(reading)
+        return self._with_blanks(rows)
+
+    def _with_blanks(self, rows: Sequence[Reading | None]) -> torch.Tensor:
+        """Stack logits and keep states; rows for which nothing was computed are zero."""
+        logits, states = next(row for row in rows if row is not None)
+        blank = (torch.zeros_like(logits), None if states is None else torch.zeros_like(states))
+        whole = [blank if row is None else row for row in rows]
+        shown = [states for _, states in whole if states is not None]
+        self.states = torch.cat(shown) if len(shown) == len(whole) else None
+        return torch.cat([logits for logits, _ in whole])
 
     def keep(self, rows: Sequence[int]) -> None:
         self.lanes = [self.lanes[row] for row in rows]
@@ -67,12 +80,6 @@ class RecurrentBatch:
 
     def idle(self, row: int) -> None:
         self._idle[row] = True
-
-
-def _with_blanks(rows: Sequence[torch.Tensor | None]) -> torch.Tensor:
-    """Stack ``[1, vocabulary]`` logits; rows for which nothing was computed are zero."""
-    blank = torch.zeros_like(next(row for row in rows if row is not None))
-    return torch.cat([blank if row is None else row for row in rows])
 
 
 class RecurrentSession:
@@ -128,8 +135,8 @@ class RecurrentSession:
             raise ValueError("a batch needs distinct, open lanes")
         yield RecurrentBatch(self, lanes)
 
-    def read(self, lane: Lane, chunk: list[int]) -> tuple[torch.Tensor, int]:
-        """Read a chunk into a lane; returns the last logits and the positions computed."""
+    def read(self, lane: Lane, chunk: list[int]) -> tuple[Reading, int]:
+        """Read a chunk into a lane; returns what its end shows and the positions computed."""
         fresh = self._caches[lane.slot] is None
         tokens, start = (lane.ids + chunk, 0) if fresh else (chunk, len(lane.ids))
         if fresh:
@@ -139,6 +146,6 @@ class RecurrentSession:
         for piece in pieces:
             ids = torch.tensor([piece], device=self._device)
             positions = torch.arange(start, start + len(piece), device=self._device)[None]
-            logits = self._forward(ids, positions, self._caches[lane.slot], lane.adapter)
+            reading = self._forward(ids, positions, self._caches[lane.slot], lane.adapter)
             start += len(piece)
-        return logits, len(tokens)
+        return reading, len(tokens)

@@ -15,6 +15,7 @@ into a workspace, computed there, and only its new columns are written back.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,9 +48,10 @@ class AttentionLayout:
     overhead: int = 32
 
 
-Forward = Callable[..., torch.Tensor]
+Forward = Callable[..., "tuple[torch.Tensor, torch.Tensor | None]"]
 """``forward(input_ids, attention_mask, position_ids, cache, last, adapters)`` -> logits
-``[rows, len(last), vocabulary]`` at the chunk columns ``last``."""
+``[rows, len(last), vocabulary]`` at the chunk columns ``last``, and the final hidden states behind
+them, ``[rows, len(last), hidden]``, if the model shows them."""
 
 
 class _Store:
@@ -209,6 +211,7 @@ class SlotBatch:
         self._steps: list[torch.Tensor] = []
         self._positions: torch.Tensor | None = None
         self._cache = _BatchCache(session.store)
+        self.states: torch.Tensor | None = None
         self._check_out()
 
     def _check_out(self) -> None:
@@ -263,20 +266,26 @@ class SlotBatch:
         lengths = [len(chunk) for chunk in chunks]
         if len(chunks) != len(self.lanes) or max(lengths) < 1:
             raise ValueError("one chunk for every row of the batch, and a token in one of them")
-        parts = []
+        logits: list[torch.Tensor | int] = []  # a number: so many rows without a token
+        states: list[torch.Tensor | int] = []
         for start, end in split_by_length(lengths, self._session.layout.overhead):
             if max(lengths[start:end]) == 0:
-                parts.append(torch.zeros(end - start, 0))
+                logits.append(end - start)
+                states.append(end - start)
             else:
-                parts.append(self._extend_rows(start, end, chunks[start:end]))
-        width = max(part.shape[1] for part in parts)
-        parts = [p if p.shape[1] else p.new_zeros(len(p), width) for p in parts]
+                of_rows, behind = self._extend_rows(start, end, chunks[start:end])
+                logits.append(of_rows)
+                if behind is not None:
+                    states.append(behind)
         for lane, chunk in zip(self.lanes, chunks, strict=True):
             lane.ids.extend(chunk)
             lane.prefill += len(chunk)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        self.states = _joined(states) if len(states) == len(logits) else None
+        return _joined(logits)
 
-    def _extend_rows(self, start: int, end: int, chunks: Sequence[Sequence[int]]) -> torch.Tensor:
+    def _extend_rows(
+        self, start: int, end: int, chunks: Sequence[Sequence[int]]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         lengths = [len(chunk) for chunk in chunks]
         longest = max(lengths)
         past = torch.tensor([len(lane.ids) for lane in self.lanes[start:end]])
@@ -288,9 +297,10 @@ class SlotBatch:
         last = sorted(set(ends))
         positions = past[:, None] + torch.arange(longest)
         pads = torch.arange(longest) >= torch.tensor(lengths)[:, None]
-        logits = self._forward(start, end, ids, positions, last, pads)
+        logits, states = self._forward(start, end, ids, positions, last, pads)
         pick = torch.tensor([last.index(end) for end in ends])
-        return logits[torch.arange(len(chunks)), pick]
+        rows = torch.arange(len(chunks))
+        return logits[rows, pick], None if states is None else states[rows, pick]
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """See :meth:`Batch.step`."""
@@ -298,7 +308,8 @@ class SlotBatch:
             self._positions = torch.tensor([len(lane.ids) for lane in self.lanes])[:, None]
             # A row that has stopped stays where it is: behind its last token.
             self._advance = torch.tensor([not idle for idle in self._idle])[:, None].long()
-        logits = self._forward(0, len(self.lanes), tokens[:, None], self._positions, [0])
+        logits, states = self._forward(0, len(self.lanes), tokens[:, None], self._positions, [0])
+        self.states = None if states is None else states[:, 0]
         self._steps.append(tokens)
         self._positions = self._positions + self._advance
         return logits[:, 0]
@@ -311,7 +322,7 @@ class SlotBatch:
         positions: torch.Tensor,
         last: list[int],
         pads: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """One call of the model for rows ``start:end``; ``positions``: ``[rows, chunk]``."""
         cache, session = self._cache, self._session
         low, high = int(positions[:, 0].min()), int(positions[:, 0].max())
@@ -371,6 +382,14 @@ class SlotBatch:
         self._positions = None
 
 
+def _joined(parts: Sequence[torch.Tensor | int]) -> torch.Tensor:
+    """Consecutive rows of one tensor; a number stands for so many rows that mean nothing."""
+    like = next(part for part in parts if isinstance(part, torch.Tensor))
+    if len(parts) == 1:
+        return like
+    return torch.cat([like.new_zeros(p, like.shape[1]) if isinstance(p, int) else p for p in parts])
+
+
 class SlotSession:
     """See :class:`antiphon.backends.base.Session`.
 
@@ -404,17 +423,18 @@ class SlotSession:
     def open(self, adapter: str | None = None) -> Lane:
         if not self._free:
             self.reserve(max(1, self.store.slots), max(self.store.columns - 1, 1))
-        return Lane(self._free.pop(), adapter)
+        # The lowest slot, so that lanes opened one after another are neighbours.
+        return Lane(heapq.heappop(self._free), adapter)
 
     def reserve(self, lanes: int, positions: int) -> None:
         # One column more than positions is spare: what is computed for pads goes there.
         old = self.store.slots
         self.store.ensure(old + max(0, lanes - len(self._free)), positions + 1)
-        # Lowest slot last, so that lanes opened one after another are neighbours.
-        self._free = sorted([*self._free, *range(old, self.store.slots)], reverse=True)
+        self._free.extend(range(old, self.store.slots))
+        heapq.heapify(self._free)
 
     def release(self, lane: Lane) -> None:
-        self._free = sorted([*self._free, lane.slot], reverse=True)
+        heapq.heappush(self._free, lane.slot)
         lane.slot = -1
 
     def crop(self, lane: Lane, length: int) -> None:
@@ -427,8 +447,9 @@ class SlotSession:
         length = len(lane.ids)
         for fork in new:
             fork.ids = list(lane.ids)
-            for tensor in (*self.store.keys, *self.store.values):
-                tensor[fork.slot, :, :length] = tensor[lane.slot, :, :length]
+        slots = [fork.slot for fork in new]
+        for tensor in (*self.store.keys, *self.store.values) if length else ():
+            tensor[slots, :, :length] = tensor[lane.slot, :, :length]
         return new
 
     @contextmanager

@@ -56,6 +56,12 @@ class LoadedModel:
                 "row and position",
                 remedy="load it with attn_implementation 'sdpa' or 'eager'",
             )
+        self._states: torch.Tensor | None = None
+        head = model.get_output_embeddings()
+        if head is not None:
+            # What enters the output layer is the final hidden state: already computed, and cut to
+            # the positions whose logits are asked for.
+            head.register_forward_pre_hook(self._see_states)
         if (
             isinstance(self.layout, AttentionLayout)
             and families.family_of(self.config) not in families.ATTENTION
@@ -79,6 +85,13 @@ class LoadedModel:
         return SlotSession(self._forward, self.layout, self.device, self.dtype, self.scratch)
 
     # -- the two calls -----------------------------------------------------------------------
+    def _see_states(self, head: Any, arguments: tuple[Any, ...]) -> None:
+        self._states = arguments[0] if arguments else None
+
+    def _take_states(self) -> torch.Tensor | None:
+        states, self._states = self._states, None
+        return states
+
     def _adapter_arguments(self, adapters: Sequence[str | None]) -> dict[str, Any]:
         if not self.adapters:
             return {}
@@ -93,7 +106,7 @@ class LoadedModel:
         cache: Any,
         last: list[int],
         adapters: Sequence[str | None],
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         keep: Any = 1
         if last != [ids.shape[1] - 1]:
             keep = torch.tensor(last, device=ids.device)
@@ -106,12 +119,12 @@ class LoadedModel:
             logits_to_keep=keep,
             **self._adapter_arguments(adapters),
         ).logits
-        return logits.float()
+        return logits.float(), self._take_states()
 
     @torch.no_grad()
     def _forward_row(
         self, ids: torch.Tensor, positions: torch.Tensor, cache: Any, adapter: str | None
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         name = "cache_params" if self.config.model_type in _CACHE_PARAMS else "past_key_values"
         logits: torch.Tensor = self.model(
             input_ids=ids,
@@ -120,7 +133,8 @@ class LoadedModel:
             use_cache=True,
             **self._adapter_arguments([adapter]),
         ).logits
-        return logits[:, -1].float()
+        states = self._take_states()
+        return logits[:, -1].float(), None if states is None else states[:, -1]
 
     @torch.no_grad()
     def score(self, ids: Sequence[int], start: int, adapter: str | None = None) -> list[float]:
@@ -129,6 +143,7 @@ class LoadedModel:
         logits = self.model(
             input_ids=tokens, use_cache=False, **self._adapter_arguments([adapter])
         ).logits[0, start - 1 : -1]
+        self._take_states()
         chosen = logits.float().log_softmax(-1).gather(1, tokens[0, start:, None])
         return [float(value) for value in chosen[:, 0]]
 

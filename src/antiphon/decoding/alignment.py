@@ -8,6 +8,7 @@ equal encoding it whole. So a text is handed over only up to its last finished w
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 from antiphon.backends.base import Vocabulary
@@ -28,6 +29,12 @@ class Detokenizer:
         self._vocabulary = vocabulary
         self._ids = vocabulary.encode("a")[-1:]
         self._shown = len(vocabulary.decode(self._ids))
+
+    def fork(self) -> Detokenizer:
+        """Another one that goes on from here."""
+        other = copy.copy(self)
+        other._ids = list(self._ids)
+        return other
 
     def push(self, ids: Sequence[int]) -> str:
         """Append ids; returns the text they complete."""

@@ -18,18 +18,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from antiphon.backends.base import Backend, Generates, Steps, require
-from antiphon.backends.vocabulary import differences, losses
+from antiphon.backends.base import Generates, Steps, require
 from antiphon.decoding.boundaries import Boundary, EveryTokens, TokenTraits
 from antiphon.decoding.drafts import Draft, DraftRules, Ending
+from antiphon.decoding.exchange import Exchange, group_by_vocabulary
 from antiphon.decoding.memory import most_segments, rows_at_once
 from antiphon.decoding.policies import Policy
 from antiphon.decoding.rows import Candidate, Row, shared_time
 from antiphon.decoding.writers import RequestWriter, SessionWriter, Writer
 from antiphon.errors import InputError, did_you_mean
 from antiphon.types import FORCED, Completion, FinishReason, Query
-
-Exchange = Literal["auto", "ids", "text"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +77,10 @@ class Finished:
     completion: Completion
 
 
+Writers = dict[int, Writer]
+"""The writer of every candidate, by index; one for every set of weights."""
+
+
 class Engine:
     """Turn-taking over a pool.
 
@@ -104,8 +106,10 @@ class Engine:
         self.candidates = list(candidates)
         self.names = [candidate.name for candidate in candidates]
         self.policy = copy.copy(policy)  # ours alone: it is bound to this pool
+        self._reads_states = bool(getattr(policy, "reads_states", False))
         self.options = options
-        self._group()
+        self._readers = group_by_vocabulary(self.candidates, options.exchange)
+        self.text_exchange = len(self._readers) > 1
         # Tokens of the final prompt where it has most; the last segment comes on top.
         encoded = [r.info.vocabulary.encode(options.final_prompt) for r in self._readers]
         self._final_tokens = max(map(len, encoded), default=0)
@@ -115,38 +119,6 @@ class Engine:
         self._traits = [TokenTraits(c.backend.info.vocabulary) for c in self.candidates]
 
     # -- set-up ------------------------------------------------------------------------------
-    def _group(self) -> None:
-        """Number the vocabularies; forbid what cannot cross over."""
-        self._readers: list[Backend] = []
-        reason = ""
-        for candidate in self.candidates:
-            vocabulary = candidate.backend.info.vocabulary
-            for number, reader in enumerate(self._readers):
-                reason = differences(reader.info.vocabulary, vocabulary)
-                if not reason and self.options.exchange != "text":
-                    candidate.group = number
-                    break
-            else:
-                if self._readers and self.options.exchange == "ids":
-                    raise InputError(
-                        f"candidates {self.candidates[0].name!r} and {candidate.name!r} cannot "
-                        f"exchange token ids: {reason}",
-                        remedy="use --exchange text (or auto), or a pool of one vocabulary",
-                    )
-                candidate.group = len(self._readers)
-                self._readers.append(candidate.backend)
-        self.text_exchange = len(self._readers) > 1
-        for reader in self._readers if self.text_exchange else []:
-            lost = losses(reader.info.vocabulary)
-            if lost:
-                raise InputError(
-                    f"candidate {reader.info.name!r} has to read text of other vocabularies, and "
-                    f"its tokenizer loses {', '.join(lost)}",
-                    remedy="leave it out, or use a pool of one vocabulary",
-                )
-        for group in range(len(self._readers)):
-            forbid_foreign([c for c in self.candidates if c.group == group])
-
     def _check(self) -> None:
         options = self.options
         if not self.candidates:
@@ -190,6 +162,8 @@ class Engine:
         for candidate in self.candidates:
             if options.boundary.needs_entropy:
                 require(candidate.backend, "Steps", "a boundary rule that looks at entropies")
+            if self._reads_states:
+                require(candidate.backend, "Steps", "a switcher that reads hidden states")
             elif not isinstance(candidate.backend, Steps):
                 require(candidate.backend, "Generates", "turn-taking")
         self.policy.start(self.names)
@@ -243,36 +217,85 @@ class Engine:
         """
         if not rows:
             return
-        longest = max(max(map(len, row.prompts)) for row in rows) + self.options.max_new_tokens
+        longest = self.longest(rows)
         width = rows_at_once(self.candidates, self.policy, longest, self.options, len(rows))
-        writers = self._open_writers(width, longest)
-        self.policy.prepare(width, longest, most_segments(self.options))
-        waiting = list(reversed(rows))
-        active: list[Row] = []
-        fresh: list[Row] = []
+        writers = self.open(width, longest)
+        left = set(rows)
         try:
-            while waiting or active:
-                while waiting and len(active) < width:
-                    active.append(waiting.pop())
-                    fresh.append(active[-1])
-                self._choose(fresh)
-                for row in [row for row in active if row.finish is not None]:
-                    active.remove(row)
-                    finished = self._finish(row, writers)
-                    if stream:
-                        yield from self._unstreamed(row)
-                    yield finished
-                fresh = []
-                if active:
-                    fresh = self._longest_queue(active, writers)
-                    yield from self._take_turn(fresh, writers, stream)
+            for event in self.advance(rows, writers, width=width, stream=stream):
+                if isinstance(event, Piece):
+                    yield event
+                    continue
+                left.remove(event)
+                self.release(event, writers)
+                finished = Finished(event.index, event.completion(self.names))
+                if stream:
+                    yield from self._unstreamed(event)
+                yield finished
         finally:
-            for row in active:  # the caller stopped listening, or something failed
-                self._release(row, writers)
+            for row in left:  # the caller stopped listening, or something failed
+                self.release(row, writers)
 
-    def _take_turn(
-        self, rows: list[Row], writers: dict[int, Writer], stream: bool
-    ) -> Iterator[Piece]:
+    def longest(self, rows: Sequence[Row]) -> int:
+        """Positions of the longest row: its longest prompt and a full response."""
+        return max(max(map(len, row.prompts)) for row in rows) + self.options.max_new_tokens
+
+    def open(self, width: int, longest: int) -> Writers:
+        """Make ready for so many rows at once, of so many positions at most."""
+        self.policy.prepare(width, longest, most_segments(self.options))
+        return self._open_writers(width, longest)
+
+    def advance(
+        self, rows: Sequence[Row], writers: Writers, *, width: int = 0, stream: bool = False
+    ) -> Iterator[Piece | Row]:
+        """Write rows until they finish or pause; yields each as it does, still holding what is
+        kept for it (see :meth:`fork` and :meth:`release`).
+
+        Args:
+            rows: started in order, finish in any order.
+            writers: from :meth:`open`.
+            width: most rows written at once; 0 for all.
+            stream: yield pieces as well.
+        """
+        waiting = list(reversed(rows))
+        active: dict[Row, None] = {}  # in order
+        fresh: list[Row] = []
+        while waiting or active:
+            while waiting and (not width or len(active) < width):
+                fresh.append(waiting.pop())
+                active[fresh[-1]] = None
+            paused = [row for row in fresh if row.finish is None and row.pause and row.pause(row)]
+            for row in paused:
+                del active[row]
+                yield row
+            fresh = [row for row in fresh if row in active]
+            self._choose(fresh, writers)
+            for row in [row for row in fresh if row.finish is not None]:
+                del active[row]
+                yield row
+            fresh = []
+            if active:
+                fresh = self._longest_queue(list(active), writers)
+                yield from self._take_turn(fresh, writers, stream)
+
+    def read(self, rows: Sequence[Row], writers: Writers) -> None:
+        """Let every candidate read all of every row, and show what it sees (``row.views``)."""
+        by_writer: dict[int, dict[int, Candidate]] = {}
+        for index, candidate in enumerate(self.candidates):
+            by_writer.setdefault(id(writers[index]), {})[index] = candidate
+        for candidates in by_writer.values():
+            first = next(iter(candidates))
+            with shared_time(list(rows), [self.names[first]] * len(rows)):
+                writers[first].read(rows, candidates)
+
+    def fork(self, row: Row, writers: Writers, seeds: Sequence[int]) -> list[Row]:
+        """Rows that go on from a row's trace, one a seed; what was read is copied, not reread."""
+        forks = [row.fork(index, seed) for index, seed in enumerate(seeds)]
+        for index in range(len(self.candidates)):
+            writers[index].fork(row, index, forks)
+        return forks
+
+    def _take_turn(self, rows: list[Row], writers: Writers, stream: bool) -> Iterator[Piece]:
         """Let every row's choice write a segment."""
         drafts = [self._draft(row) for row in rows]
         writing = [draft for draft in drafts if draft.ending is None]
@@ -281,9 +304,8 @@ class Engine:
         for draft in drafts:
             self._settle(draft)
 
-    def _open_writers(self, width: int, longest: int) -> dict[int, Writer]:
-        """The writer of every candidate, by index; one for every set of weights."""
-        writers: dict[int, Writer] = {}
+    def _open_writers(self, width: int, longest: int) -> Writers:
+        writers: Writers = {}
         by_weights: dict[int, Writer] = {}
         for index, candidate in enumerate(self.candidates):
             backend = candidate.backend
@@ -302,14 +324,14 @@ class Engine:
         return writers
 
     @staticmethod
-    def _longest_queue(active: Sequence[Row], writers: dict[int, Writer]) -> list[Row]:
+    def _longest_queue(active: Sequence[Row], writers: Writers) -> list[Row]:
         """Rows that wait for the writer most rows wait for; the earliest row breaks ties."""
         queues: dict[int, list[Row]] = {}
         for row in active:
             queues.setdefault(id(writers[row.choice]), []).append(row)
         return max(queues.values(), key=len)
 
-    def _choose(self, rows: Sequence[Row]) -> None:
+    def _choose(self, rows: Sequence[Row], writers: Writers) -> None:
         """Set who writes next in each row that goes on; forced text goes in first."""
         options, asked = self.options, []
         for row in rows:
@@ -322,12 +344,16 @@ class Engine:
             if row.last_turn and options.last:
                 name = options.last
             row.choice_probabilities = {}
-            if name is None:
+            if row.appointed is not None:
+                row.choice, row.appointed = row.appointed, None
+            elif name is None:
                 asked.append(row)
             else:
                 row.choice = self.names.index(name)
         if not asked:
             return
+        if self._reads_states:
+            self.read(asked, writers)
         for row, decision in zip(asked, self.policy.choose(asked), strict=True):
             if decision is None:
                 row.finish = "context"
@@ -440,33 +466,11 @@ class Engine:
         count = len(self.candidates)
         return len(set(row.silent)) == count or len(row.silent) >= 4 * count
 
-    def _release(self, row: Row, writers: dict[int, Writer]) -> None:
+    def release(self, row: Row, writers: Writers) -> None:
         """Book the row's work and give back all that is kept for it."""
         for index, name in enumerate(self.names):
             writers[index].forget(row, index, name)
         self.policy.forget(row)
 
-    def _finish(self, row: Row, writers: dict[int, Writer]) -> Finished:
-        self._release(row, writers)
-        return Finished(row.index, row.completion(self.names))
-
 
 _DONE = object()
-
-
-def forbid_foreign(group: Sequence[Candidate]) -> None:
-    """Keep candidates of one vocabulary from writing ids that another of them cannot read.
-
-    Checkpoints of one pipeline often differ in an added token or two. A candidate's own
-    end-of-sequence tokens stay allowed: they end its turn and are never passed on.
-    """
-    vocabularies = [candidate.backend.info.vocabulary for candidate in group]
-    entries = [set(vocabulary.tokens.items()) for vocabulary in vocabularies]
-    common = set.intersection(*entries)
-    odd = {index for items in entries for _, index in items - common}
-    sizes = [candidate.backend.info.embedding_size for candidate in group]
-    known = [size for size in sizes if size is not None]
-    if known:
-        odd |= set(range(min(known), max(known)))
-    for candidate in group:
-        candidate.forbidden = tuple(sorted(odd - candidate.backend.info.eos_ids))

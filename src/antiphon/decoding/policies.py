@@ -30,7 +30,13 @@ class Policy(Protocol):
 
     A method keeps a shallow copy of the policy it is given, so that one policy can serve several
     pools; what belongs to a pool or a run is made in :meth:`start`.
+
+    Attributes:
+        reads_states: whether every candidate must have read all of a row before ``choose`` is
+            asked; what they see then stands in its ``views``.
     """
+
+    reads_states: bool
 
     def start(self, names: Sequence[str]) -> None:
         """Called once before a run with the pool's names.
@@ -64,6 +70,7 @@ class _Stateless:
     """What policies that keep nothing between calls have in common."""
 
     names: Sequence[str] = ()
+    reads_states = False
 
     def start(self, names: Sequence[str]) -> None:
         self.names = names

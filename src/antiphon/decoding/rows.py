@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 
 from antiphon.backends.base import Backend, Lane
 from antiphon.backends.sampling import CHOICES, TOKENS, uniforms
@@ -56,6 +58,19 @@ class Turn:
     text: str = ""
 
 
+@dataclass(frozen=True)
+class View:
+    """What a candidate sees once it has read all of a row.
+
+    Attributes:
+        logits: of the next token, ``[vocabulary]`` float32.
+        state: final hidden state behind them, ``[hidden]``, if the model shows it.
+    """
+
+    logits: torch.Tensor
+    state: torch.Tensor | None
+
+
 class Row:
     """A response in progress.
 
@@ -67,6 +82,12 @@ class Row:
         max_new_tokens: most tokens of the response.
         backends: one for every vocabulary group.
         groups: vocabulary group of every candidate.
+
+    Attributes:
+        appointed: who writes the next segment whatever the policy would say; used once.
+        pause: asked at every boundary; where it is true the engine hands the row back unfinished.
+        views: by candidate, what it saw when it had read all there was, while nothing is drawn
+            from it.
     """
 
     def __init__(
@@ -95,7 +116,10 @@ class Row:
         self.turns_taken = 0
         self.silent: list[int] = []
         self.streamed = 0
+        self.appointed: int | None = None
+        self.pause: Callable[[Row], bool] | None = None
         self.lanes: dict[int, Lane] = {}
+        self.views: dict[int, View] = {}
         self.usage: dict[str, ModelUsage] = {}
         self.vocabularies = [backend.info.vocabulary for backend in backends]
         self.groups = groups
@@ -104,6 +128,24 @@ class Row:
         self._text = ""
         self._draws = np.zeros(0)
         self._choices = np.zeros(0)
+
+    def fork(self, index: int, seed: int) -> Row:
+        """A row that goes on from this one's trace with draws of its own; no work is booked on it,
+        and it holds no lanes yet."""
+        self._decode()
+        other = copy.copy(self)
+        other.index, other.seed = index, seed
+        other.turns = list(self.turns)
+        if other.turns:  # the end of a response may complete the last turn's text
+            other.turns[-1] = replace(other.turns[-1])
+        other.ids = [list(ids) for ids in self.ids]
+        other.silent = list(self.silent)
+        other.lanes, other.usage = {}, {}
+        other.views = dict(self.views)
+        other.pause = other.appointed = None
+        other._detokenizer = self._detokenizer.fork()
+        other._draws = other._choices = np.zeros(0)
+        return other
 
     # -- draws ---------------------------------------------------------------------------------
     def token_uniform(self, position: int) -> float:

@@ -108,6 +108,8 @@ class LMSwitcher:
         InputError: the temperature or top-p is out of range.
     """
 
+    reads_states = False
+
     def __init__(
         self,
         backend: Backend,

@@ -7,7 +7,7 @@ once, rows of all candidates that share weights run in one batch, rows that stop
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -16,7 +16,7 @@ from antiphon.backends.base import Batch, Generates, Lane, Steps
 from antiphon.backends.sampling import derive_seed, draw, entropy
 from antiphon.decoding.alignment import common_prefix
 from antiphon.decoding.drafts import OVERRUN, Draft
-from antiphon.decoding.rows import Row
+from antiphon.decoding.rows import Candidate, Row, View
 from antiphon.types import SamplingParams
 
 
@@ -24,6 +24,13 @@ class Writer(Protocol):
     """Completes drafts; yields between steps so that a caller may stream."""
 
     def write(self, drafts: Sequence[Draft]) -> Iterator[None]: ...
+
+    def read(self, rows: Sequence[Row], candidates: Mapping[int, Candidate]) -> None:
+        """Let candidates (by index) read all of every row, and leave what they see in its
+        ``views``; those whose context is too short for a row leave none."""
+
+    def fork(self, row: Row, writer: int, forks: Sequence[Row]) -> None:
+        """Give forks of a row what a candidate has read of it."""
 
     def forget(self, row: Row, writer: int, name: str) -> None:
         """The row is finished: book one candidate's work on it and give its storage back."""
@@ -42,9 +49,6 @@ class SessionWriter:
         self._session = backend.stepper.new_session()
         self._session.reserve(lanes, positions)
         self._masks: dict[int, torch.Tensor] = {}
-        # Logits from which a token was drawn that did not stay, by row and writer: the writer has
-        # read all there is, and goes on from here if it is chosen again.
-        self._unused: dict[tuple[int, int], torch.Tensor] = {}
 
     def write(self, drafts: Sequence[Draft]) -> Iterator[None]:
         live, chunks = self._arrange(drafts)
@@ -52,7 +56,7 @@ class SessionWriter:
             logits = self._first_logits(batch, live, chunks)
             while True:
                 tokens = self._draw(live, logits)
-                self._keep_unused(live, logits)
+                self._keep_unused(live, logits, batch.states)
                 yield
                 stay = [place for place, draft in enumerate(live) if draft.ending is None]
                 if not stay:
@@ -68,10 +72,53 @@ class SessionWriter:
 
     def forget(self, row: Row, writer: int, name: str) -> None:
         lane = row.lanes.pop(writer, None)
-        self._unused.pop((id(row), writer), None)
+        row.views.pop(writer, None)
         if lane is not None:
             row.book(name, lane)
             self._session.release(lane)
+
+    def read(self, rows: Sequence[Row], candidates: Mapping[int, Candidate]) -> None:
+        pairs: list[tuple[Row, int]] = []
+        chunks: list[list[int]] = []
+        for row in rows:
+            for index, candidate in candidates.items():
+                chunk = self._unread(row, index, candidate, len(row.ids) > 1)
+                limit = candidate.backend.info.context_length
+                if chunk and limit is not None:
+                    whole = len(row.prompts[index]) + len(row.ids[candidate.group])
+                    if whole > limit:
+                        row.views.pop(index, None)
+                        continue
+                if chunk:
+                    pairs.append((row, index))
+                    chunks.append(chunk)
+        if not pairs:
+            return
+        order = sorted(range(len(pairs)), key=lambda place: len(chunks[place]))
+        for place in order:
+            row, index = pairs[place]
+            self._open(row, index, candidates[index])
+        slots = [row.lanes[index].slot for row, index in pairs]
+        if max(slots) - min(slots) == len(slots) - 1:
+            order = sorted(range(len(pairs)), key=lambda place: slots[place])
+        lanes = [pairs[place][0].lanes[pairs[place][1]] for place in order]
+        with self._session.batch(lanes) as batch:
+            logits = batch.extend([chunks[place] for place in order])
+            for number, place in enumerate(order):
+                row, index = pairs[place]
+                state = None if batch.states is None else batch.states[number]
+                row.views[index] = View(logits[number], state)
+
+    def fork(self, row: Row, writer: int, forks: Sequence[Row]) -> None:
+        lane = row.lanes.get(writer)
+        if lane is not None:
+            for other, copy in zip(forks, self._session.fork(lane, len(forks)), strict=True):
+                other.lanes[writer] = copy
+
+    def _open(self, row: Row, writer: int, candidate: Candidate) -> None:
+        if writer not in row.lanes:
+            assert isinstance(candidate.backend, Steps)
+            row.lanes[writer] = self._session.open(candidate.backend.adapter)
 
     def _arrange(self, drafts: Sequence[Draft]) -> tuple[list[Draft], list[list[int]]]:
         """Order the rows, and say what each has to read.
@@ -79,14 +126,10 @@ class SessionWriter:
         Neighbours in storage are computed in place, so their order is kept. Others are gathered
         anyway, and rows with equally long chunks waste least side by side.
         """
-        unread = [self._unread(draft) for draft in drafts]
+        unread = [self._unread(d.row, d.writer, d.candidate, d.rules.text_exchange) for d in drafts]
         order = sorted(range(len(drafts)), key=lambda place: len(unread[place]))
         for place in order:
-            draft = drafts[place]
-            if draft.writer not in draft.row.lanes:
-                steps = draft.candidate.backend
-                assert isinstance(steps, Steps)
-                draft.row.lanes[draft.writer] = self._session.open(steps.adapter)
+            self._open(drafts[place].row, drafts[place].writer, drafts[place].candidate)
         slots = [self._lane(draft).slot for draft in drafts]
         if max(slots) - min(slots) == len(slots) - 1:
             order = sorted(range(len(drafts)), key=lambda place: slots[place])
@@ -100,33 +143,40 @@ class SessionWriter:
         self, batch: Batch, live: list[Draft], chunks: list[list[int]]
     ) -> torch.Tensor:
         """Logits of every row's first token: from what it has to read, or kept from before."""
-        kept = [self._unused.pop((id(draft.row), draft.writer), None) for draft in live]
+        kept = [draft.row.views.pop(draft.writer, None) for draft in live]
         if not any(chunks):
-            return torch.stack([logits for logits in kept if logits is not None])
+            return torch.stack([view.logits for view in kept if view is not None])
         logits = batch.extend(chunks)
         for place, chunk in enumerate(chunks):
             before = kept[place]
             if not chunk and before is not None:
-                logits[place] = before
+                logits[place] = before.logits
         return logits
 
-    def _keep_unused(self, live: list[Draft], logits: torch.Tensor) -> None:
+    def _keep_unused(
+        self, live: list[Draft], logits: torch.Tensor, states: torch.Tensor | None
+    ) -> None:
+        """A token was drawn that did not stay: the writer has read all there is, and goes on from
+        here if it is chosen again."""
         for place, draft in enumerate(live):
             if draft.unused_draw:
                 draft.unused_draw = False
-                self._unused[id(draft.row), draft.writer] = logits[place].clone()
+                state = None if states is None else states[place].clone()
+                draft.row.views[draft.writer] = View(logits[place].clone(), state)
 
-    def _unread(self, draft: Draft) -> list[int]:
+    def _unread(
+        self, row: Row, writer: int, candidate: Candidate, text_exchange: bool
+    ) -> list[int]:
         """What the writer has not read of its row: prompt and trace. Nothing, if it has read all
-        and its last logits are kept."""
-        row, lane = draft.row, draft.row.lanes.get(draft.writer)
-        prompt, trace = row.prompts[draft.writer], row.ids[draft.candidate.group]
+        and what it saw is kept."""
+        lane = row.lanes.get(writer)
+        prompt, trace = row.prompts[writer], row.ids[candidate.group]
         if lane is None:
             return [*prompt, *trace]
         known = len(lane.ids) - len(prompt)
-        if (id(row), draft.writer) in self._unused and not draft.rules.text_exchange:
+        if writer in row.views and not text_exchange:
             return trace[known:]
-        if known < 0 or draft.rules.text_exchange or known >= len(trace):
+        if known < 0 or text_exchange or known >= len(trace):
             whole = [*prompt, *trace]
             same = min(common_prefix(lane.ids, whole), len(whole) - 1)
             if same < len(lane.ids):
@@ -202,6 +252,12 @@ class RequestWriter:
                     break
             if draft.ending is None:  # the model stopped early and sent no end token
                 draft.ending = "eos"
+
+    def read(self, rows: Sequence[Row], candidates: Mapping[int, Candidate]) -> None:
+        """Nothing is read ahead: a server sees the whole text at every turn."""
+
+    def fork(self, row: Row, writer: int, forks: Sequence[Row]) -> None:
+        """Nothing is kept that could be shared."""
 
     def forget(self, row: Row, writer: int, name: str) -> None:
         """Nothing is kept between turns."""
