@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from antiphon.decoding.engine import TurnOptions
     from antiphon.decoding.policies import Fixed, RoundRobin, Schedule, Uniform
     from antiphon.decoding.pool import CandidatePool
-    from antiphon.decoding.switcher import LMSwitcher, SwitcherPrompt
+    from antiphon.decoding.switcher import LMSwitcher
+    from antiphon.decoding.switcher_text import SwitcherPrompt
     from antiphon.errors import AntiphonError
     from antiphon.methods.switch_generation import SwitchGeneration
     from antiphon.types import GREEDY, Completion, Message, SamplingParams, Segment
@@ -39,7 +40,7 @@ _HOMES = {
     "Segment": "types",
     "SentenceEnd": "decoding.boundaries",
     "SwitchGeneration": "methods.switch_generation",
-    "SwitcherPrompt": "decoding.switcher",
+    "SwitcherPrompt": "decoding.switcher_text",
     "TurnOptions": "decoding.engine",
     "Uniform": "decoding.policies",
 }

@@ -89,33 +89,43 @@ class PolicyConfig(Strict):
     """Who speaks next."""
 
     kind: str = Field(
-        "uniform", description="uniform, round_robin, fixed, schedule, lm, or an installed one"
+        "uniform",
+        description="uniform, round_robin, fixed, schedule, lm, hidden, or an installed one",
     )
     candidate: str | None = Field(None, description="the speaker (kind: fixed)")
     schedule: list[str] | None = Field(None, description="speakers in order (kind: schedule)")
     repeat: bool = Field(False, description="start the schedule over at its end")
-    switcher: ModelConfig | None = Field(None, description="the switcher model (kind: lm)")
+    switcher: ModelConfig | None = Field(
+        None, description="the switcher (kind: lm or hidden); a hidden one is a directory"
+    )
     select: Literal["top_p", "argmax"] = Field("top_p", description="how a candidate is drawn")
     top_p: float = Field(0.9, gt=0, le=1, description="mass kept when drawing (select: top_p)")
     temperature: float = Field(1.0, gt=0, description="of the candidates' probabilities")
     frame: Literal["plain", "chat"] = Field("plain", description="the switcher's prompt frame")
     labels: list[str] | None = Field(None, description="the switcher's choice labels")
+    without: list[str] = Field(
+        default_factory=list, description="candidates that the switcher may not choose"
+    )
 
     @model_validator(mode="after")
     def _needs(self) -> PolicyConfig:
-        for kind, field in (("fixed", "candidate"), ("schedule", "schedule"), ("lm", "switcher")):
-            if self.kind == kind and getattr(self, field) is None:
-                raise ValueError(f"kind {kind!r} needs `{field}`")
-            if self.kind != kind and getattr(self, field) is not None:
-                raise ValueError(f"`{field}` goes with kind {kind!r}, and kind is {self.kind!r}")
+        for field, kinds in (
+            ("candidate", ("fixed",)),
+            ("schedule", ("schedule",)),
+            ("switcher", ("lm", "hidden")),
+        ):
+            if self.kind in kinds and getattr(self, field) is None:
+                raise ValueError(f"kind {self.kind!r} needs `{field}`")
+            if self.kind not in kinds and getattr(self, field) is not None:
+                known = " or ".join(map(repr, kinds))
+                raise ValueError(f"`{field}` goes with kind {known}, and kind is {self.kind!r}")
         return self
 
 
-class GenerateConfig(Strict):
-    """One run of turn-taking: `antiphon generate --config run.yaml`."""
+class TurnsConfig(Strict):
+    """A pool, and how its candidates take turns."""
 
     candidates: list[CandidateConfig] = Field(min_length=1, description="the pool")
-    policy: PolicyConfig = PolicyConfig()
     sampling: SamplingConfig = SamplingConfig()
     boundary: BoundaryConfig = BoundaryConfig()
     max_new_tokens: int = Field(512, ge=1, description="most tokens of a response")
@@ -130,11 +140,48 @@ class GenerateConfig(Strict):
     exchange: Literal["auto", "ids", "text"] = Field(
         "auto", description="what candidates pass on; auto: ids if they share a vocabulary"
     )
+    memory_gb: float | None = Field(None, gt=0, description="most GB of key-value caches")
+    seed: int = Field(0, description="fixes every draw of the run")
+
+
+class GenerateConfig(TurnsConfig):
+    """One run of turn-taking: `antiphon generate --config run.yaml`."""
+
+    policy: PolicyConfig = PolicyConfig()
     batch_rows: int = Field(
         32, ge=1, description="most responses written at once; results are saved this often"
     )
-    memory_gb: float | None = Field(None, gt=0, description="most GB of key-value caches")
-    seed: int = Field(0, description="fixes every draw of the run")
+
+
+class CollectConfig(TurnsConfig):
+    """Rollouts for a switcher: `antiphon switcher collect --config run.yaml`."""
+
+    metric: str | None = Field(
+        None, description="what an answer is scored by: a metric's name, or module:function"
+    )
+    reward_model: str | None = Field(
+        None, description="score by a sequence-classification model instead (path or hub id)"
+    )
+    completions: int = Field(32, ge=1, description="completions of every branch (k)")
+    traces: int = Field(1, ge=1, description="traces a query: so many instances come of each")
+    cut_low: float = Field(0.1, ge=0, le=1, description="shortest trace, as a share of the maximum")
+    cut_high: float = Field(0.9, ge=0, le=1, description="longest trace, likewise")
+    adaptive: bool = Field(False, description="stop spending completions where the answer is clear")
+    error_rate: float = Field(
+        0.1, gt=0, lt=1, description="adaptive: chance that a label differs from the plain one"
+    )
+    tie_share: float = Field(
+        0.1, gt=0, lt=1, description="adaptive: a tie may hide differences in so many completions"
+    )
+    batch_instances: int = Field(
+        8, ge=1, description="instances computed at once; the store is saved this often"
+    )
+
+    @model_validator(mode="after")
+    def _cuts(self) -> CollectConfig:
+        if self.cut_low > self.cut_high:
+            raise ValueError(f"`cut_low` {self.cut_low} is above `cut_high` {self.cut_high}")
+        return self
 
 
 Config = TypeVar("Config", bound=BaseModel)

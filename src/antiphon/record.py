@@ -32,6 +32,27 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def what_differs(before: Any, now: Any, path: str = "") -> list[str]:
+    """Where two JSON-ready values differ, e.g. ``["config.completions: 8, now 16"]``."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        found = []
+        for name in sorted({*before, *now}):
+            inner = f"{path}.{name}" if path else str(name)
+            found += what_differs(before.get(name), now.get(name), inner)
+        return found
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        found = []
+        for index, (old, new) in enumerate(zip(before, now, strict=True)):
+            found += what_differs(old, new, f"{path}[{index}]")
+        return found
+    return [] if before == now else [f"{path}: {_short(before)}, now {_short(now)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:24] + "..." + text[-12:]
+
+
 def directory_fingerprint(folder: Path) -> str:
     """SHA-256 over a model directory's files: names, sizes, contents.
 

@@ -139,8 +139,10 @@ def test_storage_does_not_grow_with_the_number_of_segments(
             assert session.store.columns == longest + 1
     tags = max(
         len(a) + len(b)
-        for a, b in zip(method.engine.policy._begin, method.engine.policy._end, strict=True)
+        for a, b in zip(
+            method.engine.policy.text._begin, method.engine.policy.text._end, strict=True
+        )
     )
     segments = -(-48 // segment) + 1
-    allowed = longest + segments * tags + len(method.engine.policy._question) + 2
+    allowed = longest + segments * tags + len(method.engine.policy.text.question) + 2
     assert sessions[0].store.columns <= allowed

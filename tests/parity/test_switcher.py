@@ -194,7 +194,7 @@ def test_labels_of_several_tokens_go_by_the_chain_rule(labels: tuple[str, ...]) 
         three(sampling=GREEDY), policy, max_new_tokens=6, boundary=EveryTokens(3)
     )
     done = method.generate(QUERIES)
-    assert max(map(len, method.engine.policy._choices)) > 1
+    assert max(map(len, method.engine.policy.text.choices)) > 1
     encode = switcher.vocabulary.encode
     for query, completion in zip(QUERIES, done, strict=True):
         first, second = completion.segments

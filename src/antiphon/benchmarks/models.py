@@ -13,7 +13,7 @@ from antiphon.backends.base import Vocabulary
 from antiphon.backends.slots import Scratch
 from antiphon.backends.transformers import LoadedModel, TransformersBackend
 from antiphon.backends.vocabulary import TokenizerVocabulary
-from antiphon.decoding.switcher import SwitcherPrompt
+from antiphon.decoding.switcher_text import SwitcherPrompt
 from antiphon.types import Query
 
 VOCABULARY = 2048

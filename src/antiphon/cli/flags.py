@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 
-from antiphon.config import GenerateConfig, SamplingConfig, parse, read_yaml
+from antiphon.config import (
+    GenerateConfig,
+    SamplingConfig,
+    Strict,
+    TurnsConfig,
+    parse,
+    read_yaml,
+)
 from antiphon.errors import InputError
 
-_SCALARS = (int, float, str, bool)
+Turns = TypeVar("Turns", bound=TurnsConfig)
+Fields = TypeVar("Fields", bound=Strict)
+
+_SCALARS = (int, float, str)
 
 
-def add_config_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags for the pool, the policy, and every plain field of the configuration."""
-    pool = parser.add_argument_group("pool and policy")
+def add_config_flags(
+    parser: argparse.ArgumentParser, kind: type[TurnsConfig] = GenerateConfig
+) -> None:
+    """Flags for the pool, the policy where there is one, and every plain field."""
+    pool = parser.add_argument_group("pool")
     pool.add_argument(
         "--candidate", "-c", action="append", metavar="NAME=MODEL", help="a candidate (repeat)"
     )
-    pool.add_argument("--policy", help="uniform, round_robin, fixed, schedule, lm")
-    pool.add_argument("--speaker", help="the candidate that writes all (implies --policy fixed)")
-    pool.add_argument("--schedule", help="names in order, e.g. P,A,P (implies --policy schedule)")
-    pool.add_argument("--switcher", metavar="MODEL", help="LM switcher (implies --policy lm)")
-    pool.add_argument("--select", choices=("top_p", "argmax"), help="how the switcher chooses")
+    if "policy" in kind.model_fields:
+        _add_policy_flags(parser.add_argument_group("policy"))
     pool.add_argument("--boundary", help="tokens, sentence, entropy")
     pool.add_argument("--entropy-threshold", type=float, help="nats (implies --boundary entropy)")
     pool.add_argument("--dtype", help="of every model: float32, bfloat16, float16, auto")
@@ -34,28 +45,60 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="any key, e.g. policy.temperature=0.5",
+        help="any key, e.g. sampling.min_p=0.1",
     )
-    sampling = parser.add_argument_group("sampling")
-    for name, field in SamplingConfig.model_fields.items():
-        number: Any = field.annotation
-        sampling.add_argument(_flag(name), type=number, help=_help(field))
-    turns = parser.add_argument_group("turns")
-    for name, field in GenerateConfig.model_fields.items():
-        kind: Any = field.annotation
-        if kind == list[str]:
-            turns.add_argument(_flag(name), action="append", help=_help(field))
-        elif get_origin(kind) is Literal:
-            turns.add_argument(_flag(name), choices=get_args(kind), help=_help(field))
+    add_fields(parser.add_argument_group("sampling"), SamplingConfig)
+    add_fields(parser.add_argument_group("turns"), kind)
+
+
+def _add_policy_flags(pool: argparse._ArgumentGroup) -> None:
+    pool.add_argument("--policy", help="uniform, round_robin, fixed, schedule, lm, hidden")
+    pool.add_argument("--speaker", help="the candidate that writes all (implies --policy fixed)")
+    pool.add_argument("--schedule", help="names in order, e.g. P,A,P (implies --policy schedule)")
+    pool.add_argument(
+        "--switcher",
+        metavar="MODEL",
+        help="any LM, or a trained switcher (implies --policy)",
+    )
+    pool.add_argument("--select", choices=("top_p", "argmax"), help="how the switcher chooses")
+
+
+def add_fields(
+    group: argparse._ArgumentGroup, kind: type[Strict], leave_out: Collection[str] = ()
+) -> None:
+    """A flag for every plain field; flags that are not given are ``None``."""
+    for name, field in kind.model_fields.items():
+        said: Any = field.annotation
+        if name in leave_out:
+            continue
+        if said is bool:
+            group.add_argument(
+                _flag(name), action="store_true", default=None, help=_help(field, plain=True)
+            )
+        elif said == list[str]:
+            group.add_argument(_flag(name), action="append", help=_help(field))
+        elif get_origin(said) is Literal:
+            group.add_argument(_flag(name), choices=get_args(said), help=_help(field))
         else:
-            plain = [part for part in (get_args(kind) or (kind,)) if part in _SCALARS]
+            plain = [part for part in (get_args(said) or (said,)) if part in _SCALARS]
             if plain:
-                turns.add_argument(_flag(name), type=plain[0], help=_help(field))
+                group.add_argument(_flag(name), type=plain[0], help=_help(field))
 
 
-def _help(field: Any) -> str:
+def fields_from(options: argparse.Namespace, kind: type[Fields], **more: Any) -> Fields:
+    """The flags of :func:`add_fields` as a configuration.
+
+    Raises:
+        InputError: every mistake at once.
+    """
+    given = {name: getattr(options, name, None) for name in kind.model_fields}
+    data = {name: value for name, value in given.items() if value is not None}
+    return parse(kind, {**data, **more}, "the flags")
+
+
+def _help(field: Any, plain: bool = False) -> str:
     default = field.default
-    shown = "" if default in (None, "") or field.default_factory else f" ({default})"
+    shown = "" if plain or default in (None, "") or field.default_factory else f" ({default})"
     return f"{field.description}{shown}".replace("%", "%%")
 
 
@@ -64,7 +107,19 @@ def _flag(name: str) -> str:
 
 
 def config_from(options: argparse.Namespace) -> GenerateConfig:
+    """The configuration of a run of `generate`: the file with the flags laid over it.
+
+    Raises:
+        InputError: every mistake at once.
+    """
+    return turns_from(options, GenerateConfig)
+
+
+def turns_from(options: argparse.Namespace, kind: type[Turns]) -> Turns:
     """The configuration file with the flags laid over it.
+
+    A file made for `generate` may serve a command that has no policy: what belongs to `generate`
+    alone is then left aside.
 
     Raises:
         InputError: every mistake at once.
@@ -76,11 +131,16 @@ def config_from(options: argparse.Namespace) -> GenerateConfig:
         _set_path(data, pair)
     if options.candidate:
         data["candidates"] = [_candidate(text) for text in options.candidate]
-    _policy_flags(data, options)
+    if "policy" in kind.model_fields:
+        _policy_flags(data, options)
+    else:
+        for name in set(GenerateConfig.model_fields) - set(kind.model_fields):
+            data.pop(name, None)
+    _boundary_flags(data, options)
     for name in SamplingConfig.model_fields:
         if getattr(options, name) is not None:
             _section(data, "sampling")[name] = getattr(options, name)
-    for name in GenerateConfig.model_fields:
+    for name in kind.model_fields:
         value = getattr(options, name, None)
         if name not in ("candidates", "policy", "boundary", "sampling") and value is not None:
             data[name] = value
@@ -91,7 +151,7 @@ def config_from(options: argparse.Namespace) -> GenerateConfig:
         )
     source = f"{options.config} and the flags" if options.config else "the flags"
     _models_flags(data, options)
-    return parse(GenerateConfig, data, source)
+    return parse(kind, data, source)
 
 
 def _resolve_paths(data: Any, folder: Path) -> None:
@@ -130,7 +190,7 @@ def _policy_flags(data: dict[str, Any], options: argparse.Namespace) -> None:
     implied = [
         kind
         for kind, given in (
-            ("lm", options.switcher),
+            (_switcher_kind(options.switcher), options.switcher),
             ("schedule", options.schedule),
             ("fixed", options.speaker),
         )
@@ -156,6 +216,9 @@ def _policy_flags(data: dict[str, Any], options: argparse.Namespace) -> None:
         policy["schedule"] = [name.strip() for name in options.schedule.split(",")]
     if options.select:
         policy["select"] = options.select
+
+
+def _boundary_flags(data: dict[str, Any], options: argparse.Namespace) -> None:
     if options.boundary:
         data["boundary"] = {"kind": options.boundary}
     if options.entropy_threshold is not None:
@@ -164,10 +227,20 @@ def _policy_flags(data: dict[str, Any], options: argparse.Namespace) -> None:
         boundary.setdefault("kind", "entropy")
 
 
+def _switcher_kind(model: str | None) -> str:
+    """``hidden`` for a directory that says so; any other model is an LM switcher."""
+    try:
+        card = json.loads((Path(model or "") / "switcher.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "lm"
+    return str(card.get("kind", "lm")) if isinstance(card, dict) else "lm"
+
+
 def _models_flags(data: dict[str, Any], options: argparse.Namespace) -> None:
     models = [c for c in data["candidates"] if isinstance(c, dict)]
-    if isinstance(data["policy"].get("switcher"), dict):
-        models.append(data["policy"]["switcher"])
+    switcher = data.get("policy", {}).get("switcher")
+    if isinstance(switcher, dict):
+        models.append(switcher)
     for name in ("dtype", "device"):
         if getattr(options, name) is not None:
             for model in models:

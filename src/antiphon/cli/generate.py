@@ -88,10 +88,12 @@ def run(options: argparse.Namespace) -> int:
     use_threads(options.threads)
     from antiphon.cli.view import View
     from antiphon.decoding.build import build_options
+    from antiphon.decoding.switcher_card import check_switcher
     from antiphon.evaluation.generation import check_fields, item_keys, run_fingerprint
     from antiphon.record import ResultsFile
 
     turn_options = build_options(config)
+    check_switcher(config.policy, config.candidates)
     fingerprint = run_fingerprint(config)
     keys = item_keys(items, config, fingerprint)
     to_file = options.output not in (None, "-")

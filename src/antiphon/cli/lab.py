@@ -124,6 +124,7 @@ def run_questions(options: argparse.Namespace) -> int:
             "input": question.text,
             "answer": question.answer,
             "skill": question.skill,
+            "checks": list(question.checks),
         }
         sys.stdout.write(json.dumps(line) + "\n")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -50,3 +51,43 @@ def stages() -> Iterator[Report]:
 
     with bar:
         yield report
+
+
+@contextmanager
+def counting(unit: str, remark: str) -> Iterator[Callable[[int, int, int], None]]:
+    """Yields ``told(done, total, remarkable)``: a bar with the time left and a share."""
+    from rich import progress as bars
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    bar = bars.Progress(
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("{task.fields[remark]}"),
+        bars.TimeElapsedColumn(),
+        bars.TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task(unit, total=None, remark="")
+    began: list[tuple[float, int]] = []
+    printed: list[int] = []
+
+    def told(done: int, total: int, remarkable: int) -> None:
+        share = f"{remarkable / done:.0%} {remark}" if done else ""
+        if console.is_terminal:
+            bar.update(task, completed=done, total=total, remark=share)
+            return
+        if not began:
+            began.append((time.monotonic(), done))
+        tenth = 10 * done // max(1, total)
+        if tenth not in printed:
+            printed.append(tenth)
+            spent, new = time.monotonic() - began[0][0], done - began[0][1]
+            left = f", about {spent / new * (total - done):.0f} s left" if new else ""
+            said = f", {share}" if share else ""
+            console.print(f"{unit}: {done} of {total}{said}{left}")
+
+    with bar:
+        yield told

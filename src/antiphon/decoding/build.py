@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from antiphon.backends.loading import Loader
-from antiphon.config import BoundaryConfig, GenerateConfig, PolicyConfig, PromptConfig
+from antiphon.config import BoundaryConfig, GenerateConfig, PolicyConfig, PromptConfig, TurnsConfig
 from antiphon.decoding.boundaries import Boundary, EntropyAbove, EveryTokens, SentenceEnd
 from antiphon.decoding.engine import TurnOptions
+from antiphon.decoding.hidden import HiddenStateSwitcher, load_head
 from antiphon.decoding.policies import Fixed, Policy, RoundRobin, Schedule, Uniform
-from antiphon.decoding.switcher import LMSwitcher, SwitcherPrompt
+from antiphon.decoding.switcher import LMSwitcher
+from antiphon.decoding.switcher_card import read_card
+from antiphon.decoding.switcher_text import SwitcherPrompt
 from antiphon.registry import Registry
 
 PolicyBuilder = Callable[[PolicyConfig, Loader], Policy]
@@ -20,7 +24,7 @@ POLICIES = Registry(
     "antiphon.policies",
     {
         name: f"antiphon.decoding.build:{name}"
-        for name in ("uniform", "round_robin", "fixed", "schedule", "lm")
+        for name in ("uniform", "round_robin", "fixed", "schedule", "lm", "hidden")
     },
 )
 """Builders of policies: ``build(config, loader) -> Policy``."""
@@ -50,17 +54,38 @@ def schedule(config: PolicyConfig, loader: Loader) -> Policy:
 
 
 def lm(config: PolicyConfig, loader: Loader) -> Policy:
-    """The LM switcher; its own prompt is the bare query unless its configuration says otherwise."""
+    """The LM switcher, asked as it was trained; one that was not trained as a switcher gets the
+    bare query unless its configuration says otherwise."""
     if config.switcher is None:
         raise ValueError("validated: kind 'lm' has a switcher")
-    model = config.switcher
-    if model.prompt == PromptConfig():
+    model, frame, labels = config.switcher, config.frame, tuple(config.labels or ())
+    card = read_card(model.model)
+    if card is not None:
+        frame, labels = card.frame, tuple(card.labels)
+        model = model.model_copy(update={"prompt": PromptConfig(**card.prompt)})
+    elif model.prompt == PromptConfig():
         model = model.model_copy(update={"prompt": PromptConfig(kind="raw")})
     return LMSwitcher(
         loader.load(model, "switcher"),
-        prompt=SwitcherPrompt(frame=config.frame, labels=tuple(config.labels or ())),
+        prompt=SwitcherPrompt(frame=frame, labels=labels),
         top_p=config.top_p if config.select == "top_p" else None,
         temperature=config.temperature,
+        trained_for=card.candidates if card else (),
+        without=config.without,
+    )
+
+
+def hidden(config: PolicyConfig, loader: Loader) -> Policy:
+    """The hidden-state switcher in a directory."""
+    if config.switcher is None:
+        raise ValueError("validated: kind 'hidden' has a switcher")
+    head, card = load_head(Path(config.switcher.model))
+    return HiddenStateSwitcher(
+        head,
+        card.candidates,
+        top_p=config.top_p if config.select == "top_p" else None,
+        temperature=config.temperature,
+        without=config.without,
     )
 
 
@@ -84,7 +109,7 @@ def build_policy(config: PolicyConfig, loader: Loader) -> Policy:
     return builder(config, loader)
 
 
-def build_options(config: GenerateConfig) -> TurnOptions:
+def build_options(config: TurnsConfig) -> TurnOptions:
     """The engine's options of a run."""
     builder: BoundaryBuilder = BOUNDARIES.get(config.boundary.kind)
     memory = None if config.memory_gb is None else int(config.memory_gb * 1e9)
@@ -97,6 +122,6 @@ def build_options(config: GenerateConfig) -> TurnOptions:
         on_eos=config.on_eos,
         stop=tuple(config.stop),
         exchange=config.exchange,
-        batch_rows=config.batch_rows,
+        batch_rows=config.batch_rows if isinstance(config, GenerateConfig) else 64,
         memory_bytes=memory,
     )

@@ -113,7 +113,7 @@ class Engine:
         # Tokens of the final prompt where it has most; the last segment comes on top.
         encoded = [r.info.vocabulary.encode(options.final_prompt) for r in self._readers]
         self._final_tokens = max(map(len, encoded), default=0)
-        self._reserve = options.boundary.cap + self._final_tokens
+        self.reserved = options.boundary.cap + self._final_tokens
         self._check()
         self._rules = DraftRules(options.boundary, options.stop, self.text_exchange)
         self._traits = [TokenTraits(c.backend.info.vocabulary) for c in self.candidates]
@@ -338,7 +338,7 @@ class Engine:
             if row.finish is not None:
                 continue
             special = bool(options.last or options.final_prompt)
-            if special and not row.last_turn and row.remaining <= self._reserve:
+            if special and not row.last_turn and row.remaining <= self.reserved:
                 self._begin_last_turn(row)
             name = options.first if row.turns_taken == 0 else None
             if row.last_turn and options.last:
@@ -375,7 +375,7 @@ class Engine:
         ending: Ending = "length"
         if (self.options.last or self.options.final_prompt) and not row.last_turn:
             # The last segment gets its full length.
-            room, ending = room - self._reserve, "boundary"
+            room, ending = room - self.reserved, "boundary"
         if limit is not None and limit - used < room:
             room, ending = limit - used, "context"
         draft = Draft(

@@ -172,3 +172,73 @@ def select(probabilities: np.ndarray[Any, Any], uniform: float, top_p: float | N
     kept = ranked[np.cumsum(ranked) - ranked < top_p]
     place = np.searchsorted(np.cumsum(kept), uniform * kept.sum(), side="right")
     return int(order[min(int(place), len(kept) - 1)])
+
+
+def allowed_mask(names: Sequence[str], without: frozenset[str]) -> np.ndarray[Any, Any]:
+    """True for each candidate that may be chosen.
+
+    Raises:
+        InputError: a name that the pool does not have, or nobody is left.
+    """
+    unknown = sorted(without - set(names))
+    if unknown or not set(names) - without:
+        raise InputError(
+            f"the switcher is to leave out {', '.join(unknown or sorted(without))}, and the pool "
+            f"is {', '.join(names)}",
+            remedy="leave out some of the pool's candidates, not all of them",
+        )
+    return np.array([name not in without for name in names])
+
+
+def decide(
+    row: Row,
+    scores: np.ndarray[Any, Any],
+    names: Sequence[str],
+    allowed: np.ndarray[Any, Any],
+    temperature: float,
+    top_p: float | None,
+) -> Decision:
+    """Draw a candidate from its softmax; those not allowed have no share.
+
+    Args:
+        row: gives the number that draws.
+        scores: ``[n]`` log-weights.
+    """
+    masked = np.where(allowed, scores, -np.inf)
+    weights = np.exp((masked - masked.max()) / temperature)
+    probabilities = weights / weights.sum()
+    chosen = select(probabilities, row.choice_uniform(), top_p)
+    found: Mapping[str, float] = dict(zip(names, map(float, probabilities), strict=True))
+    return Decision(chosen, found)
+
+
+def check_count(trained_for: Sequence[str], names: Sequence[str]) -> None:
+    """Raise if a switcher was trained for another number of candidates.
+
+    Raises:
+        InputError: how many it was trained for, and which.
+    """
+    if trained_for and len(trained_for) != len(names):
+        raise InputError(
+            f"the switcher was trained for {len(trained_for)} candidates "
+            f"({', '.join(trained_for)}), and the pool has {len(names)} ({', '.join(names)})",
+            remedy="use a pool of as many, or train a switcher for this one",
+        )
+
+
+def check_selection(top_p: float | None, temperature: float) -> None:
+    """Raise unless a candidate can be drawn so.
+
+    Raises:
+        InputError: top-p or temperature is out of range.
+    """
+    if top_p is not None and not 0 < top_p <= 1:
+        raise InputError(
+            f"the switcher's top_p is {top_p}; it must be above 0 and at most 1",
+            remedy="leave it out of the selection with 'argmax' to take the best candidate",
+        )
+    if not temperature > 0:
+        raise InputError(
+            f"the switcher's temperature is {temperature}; it must be above 0",
+            remedy="use argmax selection to take the best candidate always",
+        )

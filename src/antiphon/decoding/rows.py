@@ -132,7 +132,7 @@ class Row:
     def fork(self, index: int, seed: int) -> Row:
         """A row that goes on from this one's trace with draws of its own; no work is booked on it,
         and it holds no lanes yet."""
-        self._decode()
+        self.decode()
         other = copy.copy(self)
         other.index, other.seed = index, seed
         other.turns = list(self.turns)
@@ -146,6 +146,13 @@ class Row:
         other._detokenizer = self._detokenizer.fork()
         other._draws = other._choices = np.zeros(0)
         return other
+
+    def resume(self, turns: Sequence[Turn]) -> None:
+        """Go on after turns that were written elsewhere: an earlier run, or another row."""
+        for turn in turns:
+            # In a pool of one vocabulary texts are decoded again where they stand.
+            self.append(replace(turn, text=turn.text if len(self.ids) > 1 else ""))
+        self.turns_taken = sum(turn.writer >= 0 for turn in turns)
 
     # -- draws ---------------------------------------------------------------------------------
     def token_uniform(self, position: int) -> float:
@@ -171,7 +178,7 @@ class Row:
     @property
     def text(self) -> str:
         """The response so far (unfinished characters left out while it is being written)."""
-        self._decode()
+        self.decode()
         return self._text
 
     def group_of(self, turn: Turn) -> int:
@@ -180,12 +187,12 @@ class Row:
 
     def text_of(self, turn: Turn) -> str:
         """A turn's text."""
-        self._decode()
+        self.decode()
         return turn.text
 
     def peek(self, ids: Sequence[int]) -> str:
         """The text that these ids would add (pools that exchange ids)."""
-        self._decode()
+        self.decode()
         return self._detokenizer.peek(ids)
 
     def append(self, turn: Turn) -> None:
@@ -232,7 +239,7 @@ class Row:
         else:
             ids.extend(new)
 
-    def _decode(self) -> None:
+    def decode(self) -> None:
         """Give texts to the turns that have none yet (pools that exchange ids)."""
         while self._decoded < len(self.turns):
             turn = self.turns[self._decoded]
@@ -242,7 +249,7 @@ class Row:
 
     def finished_text(self) -> None:
         """Complete the text when nothing will follow."""
-        self._decode()
+        self.decode()
         if len(self.ids) == 1 and self.turns:
             rest = self._detokenizer.flush()
             self.turns[-1].text += rest

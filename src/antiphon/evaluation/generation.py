@@ -19,7 +19,7 @@ from antiphon.config import GenerateConfig, ModelConfig
 from antiphon.decoding.engine import Finished, Piece
 from antiphon.errors import InputError
 from antiphon.methods.switch_generation import SwitchGeneration
-from antiphon.record import KEY, ResultsFile, digest
+from antiphon.record import KEY, ResultsFile, digest, directory_fingerprint
 from antiphon.types import Completion, Message, Query
 
 COMPLETION = "completion"
@@ -163,9 +163,12 @@ def run_fingerprint(config: GenerateConfig) -> dict[str, Any]:
     """
     resolved = config.model_dump(mode="json", exclude=set(_NO_EFFECT))
     models: dict[str, ModelConfig] = {c.name: c for c in config.candidates}
-    if config.policy.switcher is not None:
+    if config.policy.switcher is not None and config.policy.kind != "hidden":
         models["(switcher)"] = config.policy.switcher
     identities = {name: model_identity(model) for name, model in models.items()}
+    if config.policy.kind == "hidden" and config.policy.switcher is not None:
+        folder = Path(config.policy.switcher.model)
+        identities["(switcher)"] = {"base": directory_fingerprint(folder)}
     return {"config": resolved, "models": identities}
 
 
