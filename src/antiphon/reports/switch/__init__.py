@@ -1,0 +1,1 @@
+"""The report of `antiphon reproduce switch`: results, tables, plots and a page, from records."""

@@ -1,0 +1,225 @@
+"""Collecting a rollout store: every instance once, in windows, resumable after ``kill -9``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from antiphon.backends.sampling import derive_seed
+from antiphon.config import CollectConfig
+from antiphon.decoding.build import build_options
+from antiphon.decoding.pool import CandidatePool
+from antiphon.errors import InputError
+from antiphon.evaluation.generation import Item
+from antiphon.evaluation.scoring import Scorer
+from antiphon.record import ResultsFile, digest, environment, what_differs, write_json
+from antiphon.training.racing import Race
+from antiphon.training.rollouts import Rollouts, Start, Work
+from antiphon.training.store import (
+    ABOUT,
+    ROWS,
+    identities,
+    revisions_of,
+    store_row,
+    write_card,
+)
+
+INFORMATIVE = 0.02
+"""Least spread of utilities, as a share of the score's range, at which a choice matters."""
+
+_NO_EFFECT = ("memory_gb",)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a collection stands.
+
+    Attributes:
+        done: instances in the store.
+        total: planned.
+        informative: of those done, where the choice matters.
+    """
+
+    done: int
+    total: int
+    informative: int
+
+
+class Collection:
+    """A store being made, or gone on with. Use it in ``with``.
+
+    Args:
+        path: the store's directory.
+        items: the queries, with the fields that the scorer needs.
+        config: how.
+        scorer: what an answer is worth.
+        overwrite: drop what is there.
+
+    Raises:
+        InputError: fewer than two candidates, items that the scorer cannot score, an adaptive run
+            without a bounded score, or a store of another run (says what differs). Nothing was
+            computed.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        items: Sequence[Item],
+        config: CollectConfig,
+        scorer: Scorer,
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        self.path, self.items, self.config, self.scorer = path, list(items), config, scorer
+        if len(config.candidates) < 2:
+            raise InputError(
+                f"a switcher chooses among candidates, and the pool has {len(config.candidates)}",
+                remedy="give at least two, e.g. --candidate P=base/ --candidate A=aligned/",
+            )
+        scorer.check(self.items)
+        self.race = self._race()
+        models = identities(config.candidates)
+        self._revisions = revisions_of(models)
+        resolved = config.model_dump(mode="json", exclude=set(_NO_EFFECT))
+        self.about: dict[str, Any] = {
+            "kind": "rollouts",
+            "fingerprint": {"config": resolved, "models": models, "scorer": scorer.fingerprint},
+            "scorer": {"name": scorer.name, "low": scorer.low, "high": scorer.high},
+            "queries": len(self.items),
+            "items": digest([[_plain(item.query), item.fields] for item in self.items]),
+            "environment": environment(),
+        }
+        self._check_same(overwrite)
+        self.results = ResultsFile(path / ROWS, self._keys(), overwrite=overwrite)
+        write_json(path / ABOUT, self.about)
+
+    def __enter__(self) -> Collection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.results.close()
+
+    @property
+    def total(self) -> int:
+        """Instances planned."""
+        return len(self.items) * self.config.traces
+
+    @property
+    def finished(self) -> bool:
+        """Whether all are there."""
+        return len(self.results.lines) == self.total
+
+    def _race(self) -> Race | None:
+        config, scorer = self.config, self.scorer
+        if not config.adaptive:
+            return None
+        if not abs(scorer.low) + abs(scorer.high) < float("inf"):
+            raise InputError(
+                f"adaptive collecting needs a score with bounds, and {scorer.name!r} has none",
+                remedy="leave out --adaptive, or use a metric with bounds",
+            )
+        return Race(
+            config.completions, scorer.low, scorer.high, config.error_rate, config.tie_share
+        )
+
+    def _check_same(self, overwrite: bool) -> None:
+        about = self.path / ABOUT
+        if overwrite or not about.is_file() or not (self.path / ROWS).is_file():
+            return
+        try:
+            before = json.loads(about.read_text(encoding="utf-8"))
+        except ValueError:
+            return  # the rows' keys tell
+        parts = ("fingerprint", "queries", "items")
+        found = what_differs({p: before.get(p) for p in parts}, {p: self.about[p] for p in parts})
+        if found:
+            raise InputError(
+                f"the store {self.path} was made otherwise: " + "; ".join(found[:4]),
+                remedy="give another --out, or --overwrite to replace that store",
+            )
+
+    def _instances(self) -> list[tuple[str, int, int]]:
+        """(id, query, seed) in order: all queries once, then all once more."""
+        return [
+            (f"{trace}/{query}", query, derive_seed(self.config.seed, "instance", trace, query))
+            for trace in range(self.config.traces)
+            for query in range(len(self.items))
+        ]
+
+    def _keys(self) -> list[str]:
+        run = digest(self.about["fingerprint"])
+        queries = [digest([_plain(item.query), item.fields]) for item in self.items]
+        return [digest([run, queries[q], seed])[:32] for _, q, seed in self._instances()]
+
+    def run(
+        self, pool: CandidatePool, on_progress: Callable[[Progress], None] = lambda _: None
+    ) -> None:
+        """Compute what the store does not hold yet.
+
+        Raises:
+            InputError: a query is too long for a candidate, or a score is invalid; instances of
+                earlier windows are kept.
+        """
+        config, names = self.config, pool.names
+        rollouts = Rollouts(
+            pool,
+            build_options(config),
+            self.scorer,
+            completions=config.completions,
+            cut=(config.cut_low, config.cut_high),
+            race=self.race,
+        )
+        # Every query is checked against every context before the first is computed.
+        rollouts.engine.rows([item.query for item in self.items], [0] * len(self.items))
+        instances, keys = self._instances(), self._keys()
+        at = len(self.results.lines)
+        on_progress(self._progress())
+        while at < self.total:
+            # Windows are counted from the first instance: a resumed run has the same batches.
+            end = min(self.total, (at // config.batch_instances + 1) * config.batch_instances)
+            starts = [Start(self.items[query], seed) for _, query, seed in instances[at:end]]
+            made = rollouts.collect(starts)
+            self.results.append(
+                [
+                    store_row(instances[place][0], keys[place], instance, names, self._revisions)
+                    for place, instance in enumerate(made, at)
+                ]
+            )
+            at = end
+            on_progress(self._progress())
+        write_card(self.path, self.about, self.counts())
+
+    def work(self) -> Work:
+        """What all instances in the store cost."""
+        total = Work()
+        for line in self.results.lines:
+            total.add(Work(**line["work"]))
+        return total
+
+    def counts(self) -> dict[str, Any]:
+        """What the store's card says of its rows."""
+        names = [candidate.name for candidate in self.config.candidates]
+        telling = [line for line in self.results.lines if self._informative(line)]
+        labels = [names[line["label"]] for line in telling]
+        return {
+            "instances": len(self.results.lines),
+            "planned": self.total,
+            "informative": len(telling) / max(1, len(self.results.lines)),
+            "labels": {name: labels.count(name) / max(1, len(labels)) for name in names},
+        }
+
+    def _informative(self, line: Mapping[str, Any]) -> bool:
+        width = self.scorer.high - self.scorer.low
+        least = INFORMATIVE * width if width < float("inf") else 0.0
+        return bool(line["spread"] > least)
+
+    def _progress(self) -> Progress:
+        lines = self.results.lines
+        return Progress(len(lines), self.total, sum(map(self._informative, lines)))
+
+
+def _plain(query: Any) -> Any:
+    return query if isinstance(query, str) else [[m.role, m.content] for m in query]
