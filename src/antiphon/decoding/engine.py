@@ -280,6 +280,8 @@ class Engine:
 
     def read(self, rows: Sequence[Row], writers: Writers) -> None:
         """Let every candidate read all of every row, and show what it sees (``row.views``)."""
+        if not rows:
+            return
         by_writer: dict[int, dict[int, Candidate]] = {}
         for index, candidate in enumerate(self.candidates):
             by_writer.setdefault(id(writers[index]), {})[index] = candidate

@@ -163,29 +163,35 @@ class Rollouts:
         queries = [start.item.query for start in starts]
         rows = self.engine.rows(queries, [derive_seed(s.seed, "trace") for s in starts])
         longest = self.engine.longest(rows)
-        at_once, batch = self._fit(longest, len(starts))
+        at_once, batch = self.fit(longest, len(starts))
         made: list[Instance] = []
         for first in range(0, len(starts), at_once):
             part = slice(first, first + at_once)
-            width = len(rows[part]) * len(self.engine.names) * (batch + 1)
-            writers = self.engine.open(width, longest)
+            writers = self.engine.open(len(rows[part]) * self.rows_of_one(batch), longest)
             made += self._run(starts[part], rows[part], writers, batch)
         return made
 
-    def _fit(self, longest: int, instances: int) -> tuple[int, int]:
-        """Instances at once, and completions of a branch at once, within the memory budget."""
+    def rows_of_one(self, batch: int) -> int:
+        """Rows held at once for an instance: its trace, its branches, their completions."""
+        return 1 + len(self.engine.names) * (batch + 1)
+
+    def fit(self, longest: int, instances: int) -> tuple[int, int]:
+        """Instances at once, and completions of a branch at once, within the memory budget.
+
+        Raises:
+            InputError: it does not hold one completion of each branch.
+        """
         candidates, names = self.engine.candidates, self.engine.names
         need = row_bytes(candidates, self.engine.policy, longest, most_segments(self.options))
         budget = self.options.memory_bytes or free_memory(candidates) // 2
         rows = budget // need if need else 10**9
-        one = len(names) * (self.completions + 1)
-        if rows >= one:
-            return min(instances, rows // one), self.completions
-        batch = rows // len(names) - 1
+        if rows >= self.rows_of_one(self.completions):
+            return min(instances, rows // self.rows_of_one(self.completions)), self.completions
+        batch = (rows - 1) // len(names) - 1
         if batch < 1:
             raise InputError(
                 f"one completion of each of {len(names)} branches needs "
-                f"{2 * len(names) * need / 2**20:.1f} MiB of key-value caches, and the memory "
+                f"{self.rows_of_one(1) * need / 2**20:.1f} MiB of key-value caches, and the memory "
                 f"budget is {budget / 2**20:.1f} MiB",
                 remedy="raise the memory budget, or lower max_new_tokens",
             )
@@ -196,6 +202,23 @@ class Rollouts:
     ) -> list[Instance]:
         instances = [Instance(start) for start in starts]
         traces = self._write_traces(instances, rows, writers)
+        self.judge(instances, traces, writers, batch)
+        for instance, trace in zip(instances, traces, strict=True):
+            self._release(instance, trace, writers)
+        return instances
+
+    def judge(
+        self, instances: list[Instance], traces: list[Row], writers: Writers, batch: int
+    ) -> None:
+        """Find what each candidate's next segment is worth; the traces stay as they are.
+
+        Args:
+            instances: get their branches.
+            traces: theirs, at a boundary.
+            writers: of the traces.
+            batch: completions of a branch at once.
+        """
+        self.engine.read(traces, writers)
         branches = self._write_branches(instances, traces, writers)
         self._score_ended(instances, branches, writers)
         running = {key: row for key, row in branches.items() if row.finish is None}
@@ -216,7 +239,6 @@ class Rollouts:
         for (place, candidate), twin in twins.items():
             found = instances[place].branches
             found[candidate].scores = list(found[twin].scores)
-        return instances
 
     # -- the three stages ----------------------------------------------------------------------
     def _write_traces(
@@ -236,7 +258,6 @@ class Rollouts:
             row.decode()
             instance.turns = list(row.turns)
             traces.append(row)
-        self.engine.read(traces, writers)
         return traces
 
     def _pause(self, cut: float) -> Any:
@@ -281,7 +302,6 @@ class Rollouts:
                 row.appointed = candidate
                 row.pause = _after(trace.turns_taken)
                 branches[place, candidate] = row
-            self._release(instance, trace, writers)
         self._advance(list(branches.values()), writers)
         for (place, _), row in branches.items():
             row.decode()

@@ -6,7 +6,7 @@ the same bytes on a CPU, interrupted or not. On a GPU, sums in kernels may diffe
 
 What of ``Trainer`` is replaced: the loss (summed, then divided by what all micro batches of a step
 hold), the evaluation (means over examples or tokens, not over batches), the schedule (down to a
-share of the peak), and the counting of operations, which took longer than a step of a small model.
+share of the peak), and the counting of operations, which walks through the model at every step.
 """
 
 from __future__ import annotations
