@@ -16,11 +16,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from antiphon.backends.sampling import derive_seed
 from antiphon.backends.slots import Scratch
 from antiphon.benchmarks.models import SHAPES, backend, ragged_prompts, random_model, vocabulary
 from antiphon.decoding.boundaries import EveryTokens
+from antiphon.decoding.hidden import ChoiceHead, HiddenStateSwitcher
 from antiphon.decoding.policies import Policy, Uniform
 from antiphon.decoding.pool import CandidatePool
 from antiphon.decoding.switcher import ACCOUNT, LMSwitcher
@@ -76,8 +78,18 @@ class Bench:
         return sum(weights.numel() for weights in self.models[0].parameters())
 
     def policy(self, name: str) -> Policy:
-        """``uniform`` or ``lm``."""
-        return Uniform() if name == "uniform" else LMSwitcher(self.backends[3], top_p=1.0)
+        """``uniform``, ``lm`` or ``hidden``."""
+        if name == "uniform":
+            return Uniform()
+        if name == "lm":
+            return LMSwitcher(self.backends[3], top_p=1.0)
+        count = len(NAMES)
+        width = SHAPES[self.setting.size].hidden
+        # States, signals and the share written. Without preferences it draws as uniform does.
+        head = ChoiceHead(count * width + count * (count + 2) + count + 2, count)
+        nn.init.zeros_(head.outer.weight)
+        nn.init.zeros_(head.outer.bias)
+        return HiddenStateSwitcher(head, NAMES, top_p=1.0)
 
     # -- the three ways ------------------------------------------------------------------------
     def plain(self) -> int:
@@ -173,11 +185,12 @@ def run(setting: Setting, policy: str, *, peer_loop: bool = False) -> dict[str, 
 
     Args:
         setting: sizes and lengths.
-        policy: ``uniform`` or ``lm``.
+        policy: ``uniform``, ``lm`` or ``hidden``.
         peer_loop: measure the re-prefilling way as well.
 
     Returns:
-        JSON-ready fields; ratios are to plain ``generate`` of one candidate.
+        JSON-ready fields; ratios are to plain ``generate`` of one candidate, and for a switcher
+        also to turns under the uniform policy.
     """
     bench = Bench(setting)
     done: dict[str, Any] = {}
@@ -192,8 +205,10 @@ def run(setting: Setting, policy: str, *, peer_loop: bool = False) -> dict[str, 
         "plain": keep("plain", bench.plain),
         "turns": keep("turns", lambda: bench.turns(policy)),
     }
+    if policy != "uniform":
+        ways["uniform"] = keep("uniform", lambda: bench.turns("uniform"))
     if peer_loop:
-        ways["peer"] = keep("peer", lambda: bench.peer_loop(policy))
+        ways["peer"] = keep("peer", lambda: bench.peer_loop("lm" if policy == "lm" else "uniform"))
     times = measure(ways, setting.repeats)
     tokens = setting.rows * setting.new_tokens
     usage = total_usage(done["turns"])
@@ -215,6 +230,13 @@ def run(setting: Setting, policy: str, *, peer_loop: bool = False) -> dict[str, 
         "cpu_ratio_to_plain": times["turns"][0] / times["plain"][0],
         "wall_ratio_to_plain": times["turns"][1] / times["plain"][1],
     }
+    if policy != "uniform":
+        plainly = sum(use.positions for use in total_usage(done["uniform"]).values())
+        extra = sum(use.positions for use in usage.values()) - plainly
+        result["positions_ratio_to_uniform"] = 1 + extra / plainly
+        result["extra_positions_per_decision"] = extra / max(1, decisions)
+        result["cpu_ratio_to_uniform"] = times["turns"][0] / times["uniform"][0]
+        result["wall_ratio_to_uniform"] = times["turns"][1] / times["uniform"][1]
     if peer_loop:
         result["peer"] = {
             "positions_per_token": sum(done["peer"].values()) / tokens,

@@ -28,7 +28,10 @@ def add(verbs: Any) -> None:
     switch.add_argument("--new-tokens", type=int, default=256, help="(256)")
     switch.add_argument("--size", choices=SIZES, default="3M", help="parameters of a model (3M)")
     switch.add_argument(
-        "--policy", choices=("uniform", "lm", "both"), default="both", help="(both)"
+        "--policy",
+        choices=("uniform", "lm", "hidden", "both", "all"),
+        default="all",
+        help="both: uniform and lm (all)",
     )
     switch.add_argument("--repeats", type=int, default=3, help="measured runs of each (3)")
     add_threads(switch)
@@ -37,14 +40,84 @@ def add(verbs: Any) -> None:
     )
     switch.add_argument("--json", action="store_true", help="print nothing but the JSON line")
     switch.set_defaults(run=run_switch)
+    _add_rollouts(benches)
+
+
+def _add_rollouts(benches: Any) -> None:
+    rollouts = benches.add_parser(
+        "rollouts",
+        help="rollouts with shared prefixes: positions computed, beside other ways",
+        description="Random candidates that never end early. positions_ratio: positions that "
+        "reading the text again for every segment would compute, to those computed.",
+    )
+    for flag, default, meaning in (
+        ("--instances", 4, "instances"),
+        ("--prompt-tokens", 100, "tokens of a prompt"),
+        ("--new-tokens", 512, "tokens of a response"),
+        ("--segment-tokens", 25, "tokens of a segment"),
+        ("--candidates", 3, "in the pool"),
+        ("--completions", 8, "of every branch (k)"),
+    ):
+        rollouts.add_argument(flag, type=int, default=default, help=f"{meaning} ({default})")
+    rollouts.add_argument("--size", choices=SIZES, default="tiny", help="of a model (tiny)")
+    rollouts.add_argument("--adaptive", action="store_true", help="stop where the answer is clear")
+    add_threads(rollouts)
+    rollouts.add_argument("--json", action="store_true", help="print nothing but the JSON line")
+    rollouts.set_defaults(run=run_rollouts)
+
+
+_ROLLOUTS = (
+    "instances",
+    "prompt_tokens",
+    "new_tokens",
+    "segment_tokens",
+    "candidates",
+    "completions",
+)
+
+
+def run_rollouts(options: argparse.Namespace) -> int:
+    """`antiphon bench rollouts`."""
+    _check_counts(options, (*_ROLLOUTS, "threads"))
+    if options.candidates < 2:
+        raise InputError("--candidates is 1", remedy="give 2 or more")
+    from antiphon.cli.quiet import quiet
+
+    quiet()
+    use_threads(options.threads)
+    from antiphon.benchmarks.rollouts import Setting, run
+
+    counts = {name: getattr(options, name) for name in _ROLLOUTS}
+    result = run(Setting(**counts, size=options.size, adaptive=options.adaptive))
+    if not options.json:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title="positions of the same completions", title_justify="left")
+        for column in ("way", "positions", "ratio"):
+            table.add_column(column, justify="left" if column == "way" else "right")
+        for way, field in (
+            ("shared prefixes", "positions"),
+            ("each completion alone", "positions_unshared"),
+            ("reading again every segment", "positions_rereading"),
+        ):
+            ratio = result[field] / result["positions"]
+            table.add_row(way, str(result[field]), f"{ratio:.2f}")
+        Console().print(table)
+    print(json.dumps(result))
+    return 0
+
+
+def _check_counts(options: argparse.Namespace, names: tuple[str, ...]) -> None:
+    for name in names:
+        if getattr(options, name) < 1:
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{flag} is {getattr(options, name)}", remedy="give 1 or more")
 
 
 def run_switch(options: argparse.Namespace) -> int:
     """`antiphon bench switch`."""
-    for name in ("rows", "segment_tokens", "new_tokens", "repeats", "threads"):
-        if getattr(options, name) < 1:
-            flag = "--" + name.replace("_", "-")
-            raise InputError(f"{flag} is {getattr(options, name)}", remedy="give 1 or more")
+    _check_counts(options, ("rows", "segment_tokens", "new_tokens", "repeats", "threads"))
     from antiphon.cli.quiet import quiet
 
     quiet()
@@ -54,7 +127,8 @@ def run_switch(options: argparse.Namespace) -> int:
     setting = Setting(
         options.rows, options.segment_tokens, options.new_tokens, options.size, options.repeats
     )
-    policies = ("uniform", "lm") if options.policy == "both" else (options.policy,)
+    sets = {"both": ("uniform", "lm"), "all": ("uniform", "hidden", "lm")}
+    policies = sets.get(options.policy, (options.policy,))
     results = []
     for policy in policies:
         results.append(run(setting, policy, peer_loop=options.peer_loop))
@@ -89,3 +163,10 @@ def _show(result: dict[str, Any]) -> None:
             f"{fields['wall_ratio_to_plain']:.2f}",
         )
     Console().print(table)
+    if "cpu_ratio_to_uniform" in result:
+        Console().print(
+            f"to uniform turns: positions {result['positions_ratio_to_uniform']:.2f}, "
+            f"CPU {result['cpu_ratio_to_uniform']:.2f}; "
+            f"{result['extra_positions_per_decision']:.1f} extra positions a decision",
+            highlight=False,
+        )
