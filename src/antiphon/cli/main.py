@@ -11,7 +11,7 @@ from importlib import metadata
 
 from antiphon.errors import AntiphonError
 
-VERBS = ("generate", "models", "switcher", "cost", "lab", "bench", "report", "demo")
+VERBS = ("generate", "models", "switcher", "reproduce", "cost", "lab", "bench", "report", "demo")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -91,3 +91,40 @@ def counting(unit: str, remark: str) -> Iterator[Callable[[int, int, int], None]
 
     with bar:
         yield told
+
+
+@contextmanager
+def working(jobs: Sequence[str]) -> Iterator[Report]:
+    """Yields ``told(job, done, total)`` for jobs that run side by side; ``total`` 0 ends one."""
+    from rich import progress as bars
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    bar = bars.Progress(
+        bars.TextColumn("{task.description:>28}"),
+        bars.BarColumn(),
+        bars.TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        bars.TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    whole = bar.add_task("jobs", total=len(jobs))
+    tasks: dict[str, bars.TaskID] = {}
+    ended: list[str] = []
+    began = time.monotonic()
+
+    def told(job: str, done: int, total: int) -> None:
+        if total == 0:
+            ended.append(job)
+            bar.update(whole, advance=1)
+            if job in tasks:
+                bar.remove_task(tasks.pop(job))
+            if not console.is_terminal:
+                console.print(f"{job} done after {time.monotonic() - began:.0f} s")
+        elif job not in ended and console.is_terminal:
+            if job not in tasks:
+                tasks[job] = bar.add_task(job, total=total)
+            bar.update(tasks[job], completed=done, total=total)
+
+    with bar:
+        yield told

@@ -1,12 +1,14 @@
 """Scores of the lab's questions for rollouts and evaluation: ``--metric`` takes their paths.
 
 ``antiphon.lab.metrics:exact`` is 1 for the right final answer; ``antiphon.lab.metrics:partial``
-gives credit for right steps, which tells traces apart long before the answer is right.
+gives credit for right steps, which tells traces apart long before the answer is right;
+``antiphon.lab.metrics:closeness`` is the likeness to the right answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import SequenceMatcher
 from typing import Any
 
 from antiphon.lab.world import Question, partial_score, score
@@ -22,6 +24,18 @@ def partial(text: str, fields: Mapping[str, Any]) -> float:
     return partial_score(_question(fields), text)
 
 
+def closeness(text: str, fields: Mapping[str, Any]) -> float:
+    """Likeness in [0, 1] of the text to the complete right answer; never quite flat, so that even
+    hardly trained checkpoints can be told apart."""
+    checks, answer = [str(check) for check in fields["checks"]], str(fields["answer"])
+    right = "; ".join(checks) + ("=" + answer if checks and checks[-1] in _sums(checks) else "")
+    return SequenceMatcher(None, right or answer, text.strip(), autojunk=False).ratio()
+
+
+def _sums(checks: list[str]) -> list[str]:
+    return [check for check in checks if "+" in check]
+
+
 def _question(fields: Mapping[str, Any]) -> Question:
     return Question(
         id="",
@@ -35,4 +49,4 @@ def _question(fields: Mapping[str, Any]) -> Question:
     )
 
 
-exact.needs = partial.needs = ("skill", "answer", "checks")  # type: ignore[attr-defined]
+exact.needs = partial.needs = closeness.needs = ("skill", "answer", "checks")  # type: ignore[attr-defined]
