@@ -27,14 +27,17 @@ _SCALARS = (int, float, str)
 
 
 def add_config_flags(
-    parser: argparse.ArgumentParser, kind: type[TurnsConfig] = GenerateConfig
+    parser: argparse.ArgumentParser,
+    kind: type[TurnsConfig] = GenerateConfig,
+    *,
+    policy: bool = True,
 ) -> None:
     """Flags for the pool, the policy where there is one, and every plain field."""
     pool = parser.add_argument_group("pool")
     pool.add_argument(
         "--candidate", "-c", action="append", metavar="NAME=MODEL", help="a candidate (repeat)"
     )
-    if "policy" in kind.model_fields:
+    if policy and "policy" in kind.model_fields:
         _add_policy_flags(parser.add_argument_group("policy"))
     pool.add_argument("--boundary", help="tokens, sentence, entropy")
     pool.add_argument("--entropy-threshold", type=float, help="nats (implies --boundary entropy)")
@@ -132,7 +135,10 @@ def turns_from(options: argparse.Namespace, kind: type[Turns]) -> Turns:
     if options.candidate:
         data["candidates"] = [_candidate(text) for text in options.candidate]
     if "policy" in kind.model_fields:
-        _policy_flags(data, options)
+        if hasattr(options, "policy"):
+            _policy_flags(data, options)
+        else:
+            data.pop("policy", None)  # the command brings its own policies
     else:
         for name in set(GenerateConfig.model_fields) - set(kind.model_fields):
             data.pop(name, None)
@@ -190,7 +196,7 @@ def _policy_flags(data: dict[str, Any], options: argparse.Namespace) -> None:
     implied = [
         kind
         for kind, given in (
-            (_switcher_kind(options.switcher), options.switcher),
+            (switcher_kind(options.switcher), options.switcher),
             ("schedule", options.schedule),
             ("fixed", options.speaker),
         )
@@ -227,7 +233,7 @@ def _boundary_flags(data: dict[str, Any], options: argparse.Namespace) -> None:
         boundary.setdefault("kind", "entropy")
 
 
-def _switcher_kind(model: str | None) -> str:
+def switcher_kind(model: str | None) -> str:
     """``hidden`` for a directory that says so; any other model is an LM switcher."""
     try:
         card = json.loads((Path(model or "") / "switcher.json").read_text(encoding="utf-8"))
@@ -238,7 +244,7 @@ def _switcher_kind(model: str | None) -> str:
 
 def _models_flags(data: dict[str, Any], options: argparse.Namespace) -> None:
     models = [c for c in data["candidates"] if isinstance(c, dict)]
-    switcher = data.get("policy", {}).get("switcher")
+    switcher = (data.get("policy") or {}).get("switcher")
     if isinstance(switcher, dict):
         models.append(switcher)
     for name in ("dtype", "device"):

@@ -6,9 +6,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from antiphon.cli.flags import add_config_flags, add_fields, fields_from, turns_from
+from antiphon.cli.flags import (
+    add_config_flags,
+    add_fields,
+    fields_from,
+    switcher_kind,
+    turns_from,
+)
 from antiphon.cli.threads import add_threads, use_threads
-from antiphon.config import CollectConfig
+from antiphon.config import CollectConfig, GenerateConfig
 from antiphon.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,6 +28,7 @@ def add(verbs: Any) -> None:
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     _add_collect(actions)
     _add_train(actions)
+    _add_evaluate(actions)
 
 
 def _add_collect(actions: Any) -> None:
@@ -71,6 +78,35 @@ def _add_train(actions: Any) -> None:
         leave_out=set(HeadConfig.model_fields) - own,
     )
     train.set_defaults(run=run_train)
+
+
+def _add_evaluate(actions: Any) -> None:
+    evaluate = actions.add_parser(
+        "evaluate",
+        help="switchers beside every candidate alone, random turns and the probability average",
+        description="Answer a task with every candidate alone, with random turns, with the "
+        "average of the candidates' next-token probabilities, and with switchers; intervals, "
+        "and a paired test against the best candidate. Run again, it goes on where it was.",
+    )
+    evaluate.add_argument("task", type=Path, help="JSONL, as for `collect`; other queries")
+    evaluate.add_argument("--out", type=Path, required=True, help="directory of the answers")
+    evaluate.add_argument(
+        "--switcher",
+        action="append",
+        default=[],
+        metavar="[NAME=]PATH",
+        help="a trained switcher, or any LM (repeat)",
+    )
+    evaluate.add_argument("--select", choices=("top_p", "argmax"), help="how switchers choose")
+    evaluate.add_argument("--metric", help="a metric's name, or module:function")
+    evaluate.add_argument("--reward-model", help="score by a sequence-classification model")
+    evaluate.add_argument("--config", type=Path, help="YAML configuration")
+    evaluate.add_argument("--limit", type=int, help="use the first so many queries")
+    evaluate.add_argument("--overwrite", action="store_true", help="drop earlier answers")
+    evaluate.add_argument("--json", action="store_true", help="print the comparison as JSON")
+    add_threads(evaluate)
+    add_config_flags(evaluate, GenerateConfig, policy=False)
+    evaluate.set_defaults(run=run_evaluate)
 
 
 def run_collect(options: argparse.Namespace) -> int:
@@ -195,3 +231,89 @@ def _tell(options: argparse.Namespace, stores: list[Store], report: dict[str, An
         )
     pool = " ".join(f"-c {c.name}={c.model}" for c in stores[0].candidates)
     console.print(f"{options.out}\nnext: antiphon generate {pool} --switcher {options.out} '...'")
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    """`antiphon switcher evaluate`."""
+    import json
+
+    from antiphon.cli.quiet import quiet
+
+    config = turns_from(options, GenerateConfig)
+    quiet()
+    use_threads(options.threads)
+    from antiphon.cli.progress import stages
+    from antiphon.decoding.build import build_options
+    from antiphon.decoding.switcher_card import check_switcher
+    from antiphon.evaluation.comparison import Comparison, methods_of
+    from antiphon.evaluation.scoring import load_scorer
+
+    build_options(config)
+    switchers = _switchers(options)
+    for policy in switchers.values():
+        check_switcher(policy, config.candidates)
+    scorer = load_scorer(options.metric, options.reward_model)
+    comparison = Comparison(
+        options.out,
+        _items(options),
+        config,
+        scorer,
+        methods_of(config, switchers),
+        overwrite=options.overwrite,
+    )
+    with stages() as told:
+        found = comparison.run(told)
+    if options.json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        _show(found, options.out)
+    return 0
+
+
+def _switchers(options: argparse.Namespace) -> dict[str, Any]:
+    from antiphon.config import PolicyConfig, parse
+
+    found = {}
+    for text in options.switcher:
+        name, equals, path = text.partition("=")
+        if not equals:
+            name, path = Path(text).name, text
+        data: dict[str, Any] = {"kind": switcher_kind(path), "switcher": {"model": path}}
+        if options.select:
+            data["select"] = options.select
+        if not name or name in found or "/" in name:
+            raise InputError(
+                f"--switcher {text!r} has no name of its own",
+                remedy="give each its own name: --switcher NAME=PATH",
+            )
+        found[name] = parse(PolicyConfig, data, f"--switcher {text}")
+    return found
+
+
+def _show(found: dict[str, Any], out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    best = found["best_single"]
+    table = Table(
+        title=f"{found['scorer']['name']} over {found['items']} items", title_justify="left"
+    )
+    table.add_column("method")
+    for column in ("mean", "95 % interval", f"p against {best}", "positions/token"):
+        table.add_column(column, justify="right")
+    highest = max(row["mean"] for row in found["methods"].values())
+    for name, row in found["methods"].items():
+        mean = f"{row['mean']:.3f}"
+        p = row["p_value_holm"]
+        table.add_row(
+            name,
+            f"[bold]{mean}[/bold]" if row["mean"] == highest else mean,
+            f"{row['low']:.3f} to {row['high']:.3f}",
+            "-" if p is None else ("< 0.0001" if p < 1e-4 else f"{p:.4f}"),
+            f"{row['positions_per_token']:.1f}",
+        )
+    console = Console()
+    console.print(table)
+    for name, why in found["left_out"].items():
+        console.print(f"{name} left out: {why}", highlight=False)
+    console.print(f"p: paired sign-flip test, Holm-corrected. Answers and scores: {out}")

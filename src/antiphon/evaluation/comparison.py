@@ -1,0 +1,247 @@
+"""Methods of one pool beside each other on one task: every candidate alone, random turns, the
+probability average, and any switchers; with intervals and a paired test.
+
+Every method answers the same items; answers and scores are kept as they are made, so that a killed
+comparison goes on where it was, and one more switcher costs only its own answers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from antiphon.backends.sampling import derive_seed
+from antiphon.config import GenerateConfig, PolicyConfig, parse
+from antiphon.decoding.build import build_options, build_policy
+from antiphon.decoding.pool import CandidatePool
+from antiphon.errors import CapabilityError, InputError
+from antiphon.evaluation.generation import (
+    COMPLETION,
+    Item,
+    generate_items,
+    item_keys,
+    result_line,
+    run_fingerprint,
+)
+from antiphon.evaluation.scoring import Scorer
+from antiphon.evaluation.statistics import holm, mean_interval, paired_p_value
+from antiphon.methods.ensemble import ProbabilityAverage
+from antiphon.methods.switch_generation import SwitchGeneration
+from antiphon.record import ResultsFile, digest, environment, write_json
+
+AVERAGE = "probability_average"
+
+Told = Callable[[str, int, int], None]
+"""Called with (method, done, total)."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is compared.
+
+    Attributes:
+        name: of its files.
+        policy: how turns are taken; ``None`` for the probability average.
+        single: whether it is a candidate alone.
+    """
+
+    name: str
+    policy: PolicyConfig | None
+    single: bool = False
+
+
+def methods_of(config: GenerateConfig, switchers: Mapping[str, PolicyConfig]) -> list[Method]:
+    """Every candidate alone, uniform, the average, and the switchers by name.
+
+    Raises:
+        InputError: a switcher has the name of another method.
+    """
+    found = [
+        Method(c.name, PolicyConfig(kind="fixed", candidate=c.name), single=True)
+        for c in config.candidates
+    ]
+    found.append(Method("uniform", PolicyConfig(kind="uniform")))
+    found.append(Method(AVERAGE, None))
+    found += [Method(name, policy) for name, policy in switchers.items()]
+    names = [method.name for method in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"two of the compared methods are called {twice!r}",
+            remedy="give that switcher another name: --switcher NAME=PATH",
+        )
+    return found
+
+
+class Comparison:
+    """A comparison being made, or gone on with.
+
+    Args:
+        out: its directory: ``NAME.jsonl`` and ``NAME.scores.json`` a method, ``comparison.json``.
+        items: the task.
+        config: the pool and how turns are taken; its policy is not used.
+        scorer: what an answer is worth.
+        methods: see :func:`methods_of`.
+        overwrite: drop what is there.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        items: Sequence[Item],
+        config: GenerateConfig,
+        scorer: Scorer,
+        methods: Sequence[Method],
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        scorer.check(items)
+        self.out, self.items, self.config = out, list(items), config
+        self.scorer, self.methods, self.overwrite = scorer, list(methods), overwrite
+        self.left_out: dict[str, str] = {}
+
+    def run(self, told: Told = lambda name, done, total: None) -> dict[str, Any]:
+        """Answer and score what is not there yet; returns and writes ``comparison.json``.
+
+        Raises:
+            InputError: a file holds answers of another configuration, or an item is too long.
+        """
+        scores: dict[str, list[float]] = {}
+        pool: CandidatePool | None = None
+        for method in self.methods:
+            config = self._config(method)
+            keys = self._keys(method, config)
+            path = self.out / f"{method.name}.jsonl"
+            with ResultsFile(path, keys, overwrite=self.overwrite) as results:
+                if len(results.lines) < len(self.items):
+                    if pool is None:
+                        sampling = self.config.sampling.params()
+                        pool = CandidatePool.load(self.config.candidates, sampling=sampling)
+                    try:
+                        self._answer(method, config, pool, keys, results, told)
+                    except CapabilityError as error:
+                        if method.name != AVERAGE:
+                            raise
+                        self.left_out[method.name] = error.message
+                        continue
+                scores[method.name] = self._scores(method, results)
+        found = self._summary(scores)
+        write_json(self.out / "comparison.json", found)
+        return found
+
+    def _config(self, method: Method) -> GenerateConfig:
+        policy = method.policy or PolicyConfig()
+        return parse(
+            GenerateConfig, self.config.model_dump() | {"policy": policy}, "the comparison"
+        )
+
+    def _keys(self, method: Method, config: GenerateConfig) -> list[str]:
+        fingerprint = run_fingerprint(config)
+        if method.policy is None:
+            fingerprint = {**fingerprint, "method": AVERAGE}
+        return item_keys(self.items, config, fingerprint)
+
+    def _answer(
+        self,
+        method: Method,
+        config: GenerateConfig,
+        pool: CandidatePool,
+        keys: list[str],
+        results: ResultsFile,
+        told: Told,
+    ) -> None:
+        total = len(self.items)
+        if method.policy is None:
+            self._average(config, pool, keys, results, told)
+            return
+        turns = SwitchGeneration(
+            pool, build_policy(config.policy, pool.loader), build_options(config)
+        )
+        done = len(results.lines)
+        for index, _ in generate_items(turns, self.items, keys, config, results):
+            done = index + 1
+            told(method.name, done, total)
+
+    def _average(
+        self,
+        config: GenerateConfig,
+        pool: CandidatePool,
+        keys: list[str],
+        results: ResultsFile,
+        told: Told,
+    ) -> None:
+        try:
+            average = ProbabilityAverage(
+                pool,
+                max_new_tokens=config.max_new_tokens,
+                stop=tuple(config.stop),
+                batch_rows=config.batch_rows,
+            )
+        except CapabilityError:
+            raise
+        except InputError as error:  # other vocabularies: there is no average of them
+            raise CapabilityError(error.message, remedy=error.remedy) from error
+        at, total = len(results.lines), len(self.items)
+        while at < total:
+            end = min(total, (at // config.batch_rows + 1) * config.batch_rows)
+            seeds = [derive_seed(config.seed, index) for index in range(at, end)]
+            done = average.generate([item.query for item in self.items[at:end]], seeds=seeds)
+            results.append(
+                [result_line(self.items[i], keys[i], done[i - at]) for i in range(at, end)]
+            )
+            at = end
+            told(AVERAGE, at, total)
+
+    def _scores(self, method: Method, results: ResultsFile) -> list[float]:
+        """Scores of a method's answers, computed once."""
+        texts = [line[COMPLETION]["text"] for line in results.lines]
+        key = digest([self.scorer.fingerprint, texts, [item.fields for item in self.items]])
+        path = self.out / f"{method.name}.scores.json"
+        if path.is_file():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if stored.get("key") == key:
+                return [float(score) for score in stored["scores"]]
+        scores = self.scorer.score(texts, self.items)
+        write_json(path, {"key": key, "scorer": self.scorer.name, "scores": scores})
+        return scores
+
+    def _summary(self, scores: Mapping[str, list[float]]) -> dict[str, Any]:
+        singles = [m.name for m in self.methods if m.single]
+        best = max(singles, key=lambda name: math.fsum(scores[name]))
+        others = [name for name in scores if name != best]
+        raw = [paired_p_value(scores[name], scores[best]) for name in others]
+        corrected = dict(zip(others, holm(raw), strict=True))
+        rows = {}
+        for name, found in scores.items():
+            interval = mean_interval([found])
+            rows[name] = {
+                "mean": interval.mean,
+                "low": interval.low,
+                "high": interval.high,
+                "p_value": None if name == best else raw[others.index(name)],
+                "p_value_holm": None if name == best else corrected[name],
+                **self._work(name),
+            }
+        return {
+            "items": len(self.items),
+            "scorer": {"name": self.scorer.name, "low": self.scorer.low, "high": self.scorer.high},
+            "best_single": best,
+            "methods": rows,
+            "left_out": self.left_out,
+            "environment": environment(),
+        }
+
+    def _work(self, name: str) -> dict[str, Any]:
+        lines = (self.out / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        usage = [json.loads(line)[COMPLETION]["usage"] for line in lines]
+        positions = sum(
+            use["prefill_positions"] + use["decode_positions"]
+            for row in usage
+            for use in row.values()
+        )
+        tokens = sum(use["tokens_written"] for row in usage for use in row.values())
+        return {"positions_per_token": positions / max(1, tokens), "tokens": tokens}
