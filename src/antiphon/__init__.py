@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from antiphon.config import CandidateConfig, ModelConfig
     from antiphon.decoding.boundaries import EntropyAbove, EveryTokens, SentenceEnd
     from antiphon.decoding.engine import TurnOptions
+    from antiphon.decoding.hidden import HiddenStateSwitcher
     from antiphon.decoding.policies import Fixed, RoundRobin, Schedule, Uniform
     from antiphon.decoding.pool import CandidatePool
     from antiphon.decoding.switcher import LMSwitcher
     from antiphon.decoding.switcher_text import SwitcherPrompt
     from antiphon.errors import AntiphonError
+    from antiphon.methods.ensemble import ProbabilityAverage
     from antiphon.methods.switch_generation import SwitchGeneration
     from antiphon.types import GREEDY, Completion, Message, SamplingParams, Segment
 
@@ -30,9 +32,11 @@ _HOMES = {
     "EveryTokens": "decoding.boundaries",
     "Fixed": "decoding.policies",
     "GREEDY": "types",
+    "HiddenStateSwitcher": "decoding.hidden",
     "LMSwitcher": "decoding.switcher",
     "Message": "types",
     "ModelConfig": "config",
+    "ProbabilityAverage": "methods.ensemble",
     "PromptFormat": "backends.prompts",
     "RoundRobin": "decoding.policies",
     "SamplingParams": "types",
@@ -54,9 +58,11 @@ __all__ = [
     "EntropyAbove",
     "EveryTokens",
     "Fixed",
+    "HiddenStateSwitcher",
     "LMSwitcher",
     "Message",
     "ModelConfig",
+    "ProbabilityAverage",
     "PromptFormat",
     "RoundRobin",
     "SamplingParams",

@@ -449,7 +449,8 @@ class SlotSession:
             fork.ids = list(lane.ids)
         slots = [fork.slot for fork in new]
         for tensor in (*self.store.keys, *self.store.values) if length else ():
-            tensor[slots, :, :length] = tensor[lane.slot, :, :length]
+            # A copy: torch refuses to read where it writes, and cannot see that the rows differ.
+            tensor[slots, :, :length] = tensor[lane.slot, :, :length].clone()
         return new
 
     @contextmanager

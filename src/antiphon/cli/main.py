@@ -11,7 +11,18 @@ from importlib import metadata
 
 from antiphon.errors import AntiphonError
 
-VERBS = ("generate", "models", "switcher", "reproduce", "cost", "lab", "bench", "report", "demo")
+VERBS = (
+    "generate",
+    "models",
+    "switcher",
+    "distill",
+    "reproduce",
+    "cost",
+    "lab",
+    "bench",
+    "report",
+    "demo",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

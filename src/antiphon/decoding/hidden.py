@@ -10,8 +10,8 @@ This goes beyond "Don't Throw Away Your Pretrained Model" (arXiv 2510.09913), wh
 for a switcher smaller than the candidates; an independent check (arXiv 2608.30158) found a small
 router on hidden states better than the released switcher.
 
-Cost: candidates read n (P + T) positions a row, less what no decision follows; under uniform turns one
-that is not chosen again does not read the rest, which saves a few per cent of that. What a
+Cost: candidates read n (P + T) positions a row, less what no decision follows. Under uniform turns
+one that is not chosen again does not read the rest, which saves a few per cent of that. What a
 candidate saw when it read is kept until it speaks, so nothing is read twice.
 """
 

@@ -174,7 +174,7 @@ class SessionWriter:
         if lane is None:
             return [*prompt, *trace]
         known = len(lane.ids) - len(prompt)
-        if writer in row.views and not text_exchange:
+        if writer in row.views and (not text_exchange or lane.ids == [*prompt, *trace]):
             return trace[known:]
         if known < 0 or text_exchange or known >= len(trace):
             whole = [*prompt, *trace]

@@ -27,7 +27,7 @@ from antiphon.evaluation.generation import (
     result_line,
     run_fingerprint,
 )
-from antiphon.evaluation.scoring import Scorer
+from antiphon.evaluation.scoring import Scorer, probe
 from antiphon.evaluation.statistics import holm, mean_interval, paired_p_value
 from antiphon.methods.ensemble import ProbabilityAverage
 from antiphon.methods.switch_generation import SwitchGeneration
@@ -100,6 +100,7 @@ class Comparison:
         overwrite: bool = False,
     ) -> None:
         scorer.check(items)
+        probe(scorer, items)
         self.out, self.items, self.config = out, list(items), config
         self.scorer, self.methods, self.overwrite = scorer, list(methods), overwrite
         self.left_out: dict[str, str] = {}

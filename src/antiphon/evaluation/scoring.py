@@ -138,6 +138,17 @@ class MetricScorer:
         return scores
 
 
+def probe(scorer: Scorer, items: Sequence[Item], most: int = 4) -> None:
+    """Score an empty answer to the first few items, before anything is computed: a metric that
+    fails, says NaN or leaves its range mostly does so there already.
+
+    Raises:
+        InputError: see :meth:`Scorer.score`.
+    """
+    first = list(items[:most])
+    scorer.score([""] * len(first), first)
+
+
 def valid(value: Any, scorer: Scorer, number: int, item: Item) -> float:
     """A score as a float.
 

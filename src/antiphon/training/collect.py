@@ -14,7 +14,7 @@ from antiphon.decoding.build import build_options
 from antiphon.decoding.pool import CandidatePool
 from antiphon.errors import InputError
 from antiphon.evaluation.generation import Item
-from antiphon.evaluation.scoring import Scorer
+from antiphon.evaluation.scoring import Scorer, probe
 from antiphon.record import ResultsFile, digest, environment, what_differs, write_json
 from antiphon.training.racing import Race
 from antiphon.training.rollouts import Rollouts, Start, Work
@@ -93,6 +93,7 @@ class Collection:
             "environment": environment(),
         }
         self._check_same(overwrite)
+        probe(scorer, self.items)
         self.results = ResultsFile(path / ROWS, self._keys(), overwrite=overwrite)
         write_json(path / ABOUT, self.about)
 

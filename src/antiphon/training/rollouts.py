@@ -268,7 +268,9 @@ class Rollouts:
         latest = self.options.max_new_tokens - self.engine.reserved - 1 if special else math.inf
 
         def pause(row: Row) -> bool:
-            return row.turns_taken >= first and row.tokens + cap > min(cut, latest)
+            if row.last_turn or row.turns_taken < first:
+                return False
+            return row.tokens + cap > min(cut, latest)
 
         return pause
 

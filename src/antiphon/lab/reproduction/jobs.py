@@ -34,6 +34,8 @@ from antiphon.lab.world import Question
 from antiphon.methods.ensemble import ProbabilityAverage
 from antiphon.record import write_json
 from antiphon.training.collect import INFORMATIVE, Collection
+from antiphon.training.distill_settings import DistillConfig
+from antiphon.training.distillation import distill, distilled_candidate
 from antiphon.training.finetuning import TrainConfig
 from antiphon.training.hidden import train_hidden_switcher
 from antiphon.training.oracle import best_choices
@@ -42,6 +44,14 @@ from antiphon.training.rollouts import Rollouts, Start
 from antiphon.training.settings import HeadConfig, LabelConfig
 from antiphon.training.store import ROWS, read_store
 from antiphon.training.switcher import train_lm_switcher
+
+STUDENT = "A"
+"""Who is taught by distillation: the aligned candidate, as in the paper."""
+
+DISTILL_METRIC = {
+    "default": "antiphon.lab.metrics:exact",
+    "tiny": "antiphon.lab.metrics:closeness",
+}
 
 LM = "switchers/lm"
 HIDDEN = "switchers/hidden"
@@ -108,12 +118,20 @@ def lab(place: Place, told: Told) -> None:
     )
 
 
-def _collect(place: Place, out: Path, config: GenerateConfig, traces: int, told: Told) -> None:
+def _collect(
+    place: Place,
+    out: Path,
+    config: GenerateConfig,
+    traces: int,
+    told: Told,
+    *,
+    completions: int | None = None,
+) -> None:
     budget = place.plan.budget
     settings = config.model_dump(exclude={"policy", "batch_rows"})
     settings |= {
         "metric": budget.metric,
-        "completions": budget.completions,
+        "completions": completions or budget.completions,
         "traces": traces,
         "cut_low": 0.0,  # the switcher is also asked who begins
         "batch_instances": budget.window,
@@ -353,47 +371,100 @@ def same(place: Place, told: Told) -> None:
 
 
 def rollout_costs(place: Place, told: Told) -> None:
-    """What the rollouts cost, and what adaptive collecting would have saved of them."""
-    folder = place.folder / "store"
-    rows = [json.loads(line) for line in (folder / ROWS).read_text("utf-8").splitlines()]
-    k = place.plan.budget.completions
-    race = Race(k, 0.0, 1.0)
-    used, plain, right, matters = 0, 0, 0, 0
-    agreeing = dict.fromkeys(range(1, k + 1), 0)
-    for row in rows:
-        ran, label = replay(race, row["scores"], row["segments"], row["ended"])
-        used += ran
-        plain += row["work"]["plain_completions"]
-        if row["spread"] <= INFORMATIVE:
-            continue
-        matters += 1
-        best = max(row["utilities"])
-        right += row["utilities"][label] >= best - 1e-9
-        for fewer in agreeing:
-            means = [sum(s[:fewer]) / len(s[:fewer]) for s in row["scores"]]
-            agreeing[fewer] += row["utilities"][means.index(max(means))] >= best - 1e-9
-    enough = next((n for n, count in agreeing.items() if count >= right), k)
+    """What the rollouts cost, and what adaptive collecting saves of the paper's many completions.
+
+    The adaptive rule is replayed on completions that were all run, so its labels can be judged.
+    """
+    budget = place.plan.budget
+    rows = _rows(place.folder / "store")
     total = {name: sum(row["work"][name] for row in rows) for name in rows[0]["work"]}
+    reference, k = place.folder / "store-reference", budget.reference_completions
+    _collect(place, reference, place.config(), 1, told, completions=k)
     path = place.root / "records" / "rollouts" / f"seed{place.seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(
         path,
         {
             "instances": len(rows),
-            "completions": k,
-            "informative": matters / len(rows),
+            "completions": budget.completions,
+            "informative": sum(row["spread"] > INFORMATIVE for row in rows) / len(rows),
             "positions": total["positions"],
             "positions_rereading": total["rereading"],
             "positions_unshared": total["unshared"],
-            "adaptive": {
-                "completions": used,
-                "plain_completions": plain,
-                "label_agreement": right / max(1, matters),
-                "plain_share_at_equal_agreement": enough / k,
-                "delta": race.error_rate,
-            },
+            "adaptive": {"reference_completions": k, **_adaptive(_rows(reference), k)},
         },
     )
+
+
+def _rows(store: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (store / ROWS).read_text("utf-8").splitlines()]
+
+
+def _adaptive(rows: list[dict[str, Any]], k: int) -> dict[str, Any]:
+    """The race on rows of k completions: what it runs, how often it keeps the label, and the share
+    of completions that plain collecting needs to keep it as often."""
+    race = Race(k, 0.0, 1.0)
+    used, kept = 0, 0
+    telling = [row for row in rows if row["spread"] > INFORMATIVE]
+    for row in rows:
+        ran, label = replay(race, row["scores"], row["segments"], row["ended"])
+        used += ran
+        kept += row["spread"] > INFORMATIVE and _is_best(row, label)
+    enough = k
+    for fewer in range(k, 0, -1):
+        means = [[sum(s[:fewer]) / len(s[:fewer]) for s in row["scores"]] for row in telling]
+        pairs = zip(telling, means, strict=True)
+        if sum(_is_best(row, found.index(max(found))) for row, found in pairs) < kept:
+            break
+        enough = fewer
+    return {
+        "completions": used,
+        "plain_completions": sum(row["work"]["plain_completions"] for row in rows),
+        "label_agreement": kept / max(1, len(telling)),
+        "plain_share_at_equal_agreement": enough / k,
+        "delta": race.error_rate,
+    }
+
+
+def _is_best(row: Mapping[str, Any], label: int) -> bool:
+    return bool(row["utilities"][label] >= max(row["utilities"]) - 1e-9)
+
+
+def distilled(place: Place, told: Told) -> None:
+    """Teach one candidate the pool's right answers, and let it answer alone."""
+    budget = place.plan.budget
+    scorer = load_scorer(DISTILL_METRIC[place.plan.size], None)
+    config = place.config(place.switcher(place.folder / LM, "lm"))
+    out = place.folder / "distilled"
+    train = TrainConfig(
+        method="full",
+        learning_rate=budget.learning_rate,
+        max_steps=budget.distill_steps,
+        evaluate_every=max(1, budget.distill_steps // 5),
+        patience=0,
+        seed=place.seed,
+    )
+    # Right answers only; checkpoints that were hardly trained have none, and give all of theirs.
+    right = 1.0 if place.plan.size != "tiny" else None
+    report = distill(
+        config,
+        place.training_items(budget.distill_queries),
+        scorer,
+        STUDENT,
+        out,
+        DistillConfig(min_score=right, keep_cut=right is None),
+        train,
+        progress=lambda _, done, total: told(done, total),
+    )
+    student = distilled_candidate(config, STUDENT, out)
+    policy = {"kind": "fixed", "candidate": student.name}
+    data = config.model_dump() | {"candidates": [student.model_dump()], "policy": policy}
+    alone = parse(GenerateConfig, data, "the plan")
+    questions = place.questions()
+    record_turns(place.root, "main", "distilled", place.seed, alone, questions, told)
+    path = place.root / "records" / "distill" / f"seed{place.seed}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"candidate": STUDENT, **report.to_dict()})
 
 
 KINDS: Mapping[str, Callable[[Place, Told], None]] = {
@@ -412,6 +483,7 @@ KINDS: Mapping[str, Callable[[Place, Told], None]] = {
         soup,
         same,
         rollout_costs,
+        distilled,
     )
 }
 """What a job's ``kind`` names."""

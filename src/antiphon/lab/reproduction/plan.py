@@ -18,6 +18,8 @@ class Budget:
     Attributes:
         queries, traces, completions: of the rollouts: instances are queries times traces.
         small_traces: traces a query of an ablation that needs rollouts of its own.
+        reference_completions: of the rollouts on which adaptive collecting is judged, one trace a
+            query; the paper's k.
         steps: of the LM switcher's training.
         learning_rate: of the same, all weights.
         distill_queries: that the pool answers for distillation.
@@ -33,6 +35,7 @@ class Budget:
     traces: int
     completions: int
     small_traces: int
+    reference_completions: int
     steps: int
     learning_rate: float
     distill_queries: int
@@ -49,6 +52,7 @@ BUDGETS: Mapping[str, Budget] = {
         traces=2,
         completions=4,
         small_traces=1,
+        reference_completions=12,
         steps=8,
         learning_rate=1e-3,
         distill_queries=12,
@@ -63,6 +67,7 @@ BUDGETS: Mapping[str, Budget] = {
         traces=12,
         completions=8,
         small_traces=6,
+        reference_completions=32,
         steps=600,
         learning_rate=1e-3,
         distill_queries=2000,
