@@ -34,11 +34,11 @@ from antiphon.backends.families import context_length_of
 from antiphon.backends.loading import check_loadable, resolve_adapter
 from antiphon.backends.prompts import PromptFormat
 from antiphon.config import BoundaryConfig, CandidateConfig, GenerateConfig, PolicyConfig
-from antiphon.decoding.build import build_options
+from antiphon.decoding.build import POLICIES, build_options
 from antiphon.decoding.switcher_card import check_switcher
 from antiphon.errors import InputError
 from antiphon.evaluation.generation import Item, run_fingerprint
-from antiphon.evaluation.scoring import Scorer
+from antiphon.evaluation.scoring import Scorer, probe
 from antiphon.record import digest, exclusive, what_differs, write_json
 from antiphon.training.distill_answers import METHODS, Progress, answer, compare, group_of, score
 from antiphon.training.distill_examples import Learner, find, select, vocabulary_of
@@ -120,6 +120,7 @@ def distill(
     """
     out = Path(out)
     build_options(config)
+    POLICIES.get(config.policy.kind)
     check_switcher(config.policy, config.candidates)
     learner = Learner.of(config, candidate, train)
     _check(items, scorer, settings, train)
@@ -168,6 +169,7 @@ def _check(
 ) -> None:
     """Raise for what can be known to fail before anything is computed."""
     scorer.check(items)
+    probe(scorer, items)
     if settings.min_score is not None and settings.min_score > scorer.high:
         raise InputError(
             f"no answer can score {settings.min_score:g}: the scores of {scorer.name!r} lie from "
@@ -272,6 +274,7 @@ def check_test(
             well (says how many); white space does not tell queries apart.
     """
     scorer.check(items)
+    probe(scorer, items)
     known = {_squashed(item.query) for item in learned}
     count = sum(_squashed(item.query) in known for item in items)
     if count and not allow_overlap:
@@ -382,7 +385,8 @@ def _card(
         "validation loss": "none" if loss is None else f"{loss:.3f} nats a token",
         "asked by": f"`{json.dumps(own.prompt.model_dump())}`",
     }
-    table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    escaped = {name: value.replace("|", "\\|") for name, value in facts.items()}
+    table = "\n".join(f"| {name} | {value} |" for name, value in escaped.items())
     pool = "\n".join(f"- `{c.name}`: `{c.adapter or c.model}`" for c in config.candidates)
     return f"""---
 tags:
