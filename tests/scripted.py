@@ -32,11 +32,12 @@ class _Batch:
         return logits
 
     def extend(self, chunks: Sequence[Sequence[int]]) -> torch.Tensor:
-        assert all(chunks)
+        assert any(chunks)
         for lane, chunk in zip(self.lanes, chunks, strict=True):
             lane.ids.extend(chunk)
             lane.prefill += len(chunk)
-            self.model.read.append(list(lane.ids))
+            if chunk:
+                self.model.read.append(list(lane.ids))
         return self._logits()
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -5,12 +5,20 @@ The field descriptions are the command line's help: one source of truth.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from antiphon.errors import InputError, did_you_mean
 from antiphon.types import SamplingParams
@@ -19,7 +27,7 @@ from antiphon.types import SamplingParams
 class Strict(BaseModel):
     """Unknown keys are errors; values are not changed after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SamplingConfig(Strict):
@@ -64,11 +72,26 @@ class ModelConfig(Strict):
     prompt: PromptConfig = PromptConfig()
 
 
+_TAKEN = frozenset({"(forced)", "(switcher)", "switcher", "average"})
+"""Names under which traces, records and accounts hold something else."""
+_ODD = re.compile(r"[\x00-\x1f\x7f/\\\[\]=,]")
+
+
 class CandidateConfig(ModelConfig):
     """One voice of the pool."""
 
     name: str = Field(min_length=1, description="what the candidate is called")
     sampling: SamplingConfig | None = Field(None, description="overrides the run's sampling")
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if name in _TAKEN or len(name) > 80 or _ODD.search(name):
+            raise ValueError(
+                "a candidate's name is at most 80 characters without / \\ [ ] = , and control "
+                f"characters, and none of {', '.join(sorted(_TAKEN))}"
+            )
+        return name
 
 
 class BoundaryConfig(Strict):
@@ -140,8 +163,8 @@ class TurnsConfig(Strict):
     exchange: Literal["auto", "ids", "text"] = Field(
         "auto", description="what candidates pass on; auto: ids if they share a vocabulary"
     )
-    memory_gb: float | None = Field(None, gt=0, description="most GB of key-value caches")
-    seed: int = Field(0, description="fixes every draw of the run")
+    memory_gb: float | None = Field(None, gt=0, le=1e6, description="most GB of key-value caches")
+    seed: int = Field(0, ge=-(2**63), lt=2**63, description="fixes every draw of the run")
 
 
 class GenerateConfig(TurnsConfig):

@@ -134,14 +134,23 @@ class ResultsFile:
         path: the file; made if it does not exist.
         keys: the key of every item of this run, in order.
         overwrite: drop what an earlier run left, once there is something to put in its place.
+        remedy: what to do about a file of another run.
 
     Raises:
         InputError: the path cannot be written, is being written by another run, or holds anything
             but results of the same configuration, prompts and seeds.
     """
 
-    def __init__(self, path: Path, keys: Sequence[str], *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        keys: Sequence[str],
+        *,
+        overwrite: bool = False,
+        remedy: str = "give another --output, or --overwrite to replace that file",
+    ) -> None:
         self.path = path
+        self._remedy = remedy
         self.lines: list[dict[str, Any]] = []
         self._size = 0
         if path.is_dir():
@@ -155,7 +164,7 @@ class ResultsFile:
                 f"the output {path} cannot be written: {error.strerror or error}",
                 remedy="choose a path that can be written",
             ) from error
-        self._held = exclusive(path, "give another --output")
+        self._held = exclusive(path, remedy.partition(",")[0])
         try:
             if not overwrite:
                 self._read()
@@ -190,7 +199,7 @@ class ResultsFile:
             if not isinstance(line, dict) or KEY not in line:
                 raise InputError(
                     f"line {number} of {self.path} is not a result of this command",
-                    remedy="give another --output, or --overwrite to replace that file",
+                    remedy=self._remedy,
                 )
             self.lines.append(line)
         if not self._size:
@@ -200,7 +209,7 @@ class ResultsFile:
         if len(self.lines) > len(keys):
             raise InputError(
                 f"{self.path} holds {len(self.lines)} results and this run has {len(keys)} items",
-                remedy="give another --output, or --overwrite to replace that file",
+                remedy=self._remedy,
             )
         for number, (line, key) in enumerate(zip(self.lines, keys, strict=False), 1):
             if line[KEY] != key:
@@ -208,7 +217,7 @@ class ResultsFile:
                     f"{self.path} was made by another run: its result {number} has another "
                     "configuration, model, prompt or seed than item "
                     f"{number} of this run",
-                    remedy="give another --output, or --overwrite to replace that file",
+                    remedy=self._remedy,
                 )
 
     def append(self, lines: Sequence[dict[str, Any]]) -> None:

@@ -30,8 +30,8 @@ def add(verbs: Any) -> None:
     switch.add_argument(
         "--policy",
         choices=("uniform", "lm", "hidden", "both", "all"),
-        default="all",
-        help="both: uniform and lm (all)",
+        default="both",
+        help="both: uniform and lm; all: hidden as well (both)",
     )
     switch.add_argument("--repeats", type=int, default=3, help="measured runs of each (3)")
     add_threads(switch)

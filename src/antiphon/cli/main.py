@@ -34,14 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AntiphonError as error:
         print(f"antiphon: error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            # The reader went away (`| head`): nothing more to say, and nowhere to say it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"antiphon: error: {error.strerror or error}{where}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         said = "interrupted; what was saved stays, and the same command goes on from there"
         print(f"\nantiphon: {said}", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader went away (`| head`): nothing more to say, and nowhere to say it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -127,7 +127,7 @@ def run_collect(options: argparse.Namespace) -> int:
     build_options(config)
     items = _items(options)
     scorer = load_scorer(config.metric, config.reward_model)
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     with Collection(options.out, items, config, scorer, overwrite=options.overwrite) as collection:
         if not collection.finished:
             pool = CandidatePool.load(config.candidates, sampling=config.sampling.params())
@@ -169,7 +169,8 @@ def run_train(options: argparse.Namespace) -> int:
     lm_only = [name for name in TrainConfig.model_fields if name not in HeadConfig.model_fields]
     head_only = [name for name in HeadConfig.model_fields if name not in TrainConfig.model_fields]
     odd = head_only if options.kind == "lm" else [*lm_only, "model", "frame", "full"]
-    given = [name for name in odd if getattr(options, name, None) not in (None, False)]
+    values = {name: getattr(options, name, None) for name in odd}
+    given = [name for name, value in values.items() if value is not None and value is not False]
     if given:
         raise InputError(
             f"--{given[0].replace('_', '-')} is of no use with --kind {options.kind}",
@@ -222,7 +223,7 @@ def _start_model(options: argparse.Namespace, stores: list[Store]) -> Any:
 def _tell(options: argparse.Namespace, stores: list[Store], report: dict[str, Any]) -> None:
     from rich.console import Console
 
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     held = report["validation_examples"]
     if held:
         console.print(
@@ -281,9 +282,14 @@ def _switchers(options: argparse.Namespace) -> dict[str, Any]:
         data: dict[str, Any] = {"kind": switcher_kind(path), "switcher": {"model": path}}
         if options.select:
             data["select"] = options.select
-        if not name or name in found or "/" in name:
+        if not name or "/" in name:
             raise InputError(
-                f"--switcher {text!r} has no name of its own",
+                f"--switcher {text!r} is called {name!r} (what stands before the first `=`)",
+                remedy="give it a name without `/`: --switcher NAME=PATH",
+            )
+        if name in found:
+            raise InputError(
+                f"two switchers are called {name!r}",
                 remedy="give each its own name: --switcher NAME=PATH",
             )
         found[name] = parse(PolicyConfig, data, f"--switcher {text}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from antiphon.errors import InputError
 
@@ -24,8 +25,9 @@ def use_threads(count: int | None) -> None:
     """
     if count is None:
         return
-    if count < 1:
-        raise InputError(f"--threads is {count}", remedy="give 1 or more")
+    most = 8 * (os.cpu_count() or 1)
+    if not 1 <= count <= most:
+        raise InputError(f"--threads is {count}", remedy=f"give 1 to {most}")
     import torch
 
     torch.set_num_threads(count)

@@ -64,7 +64,8 @@ def signals(
         columns.append(-(one * one.clamp_min(1e-12).log()).sum(-1, keepdim=True))
         for other, token in zip(groups, best, strict=True):
             # Vocabularies of one group may differ in size by a few added tokens.
-            known = one.gather(1, token.clamp(max=one.shape[1] - 1))
+            size = one.shape[1]
+            known = one.gather(1, token.clamp(max=size - 1)) * (token < size)
             columns.append(known if group == other else torch.zeros_like(known))
     place = nn.functional.one_hot(torch.tensor(writers) + 1, len(logits) + 1)
     return torch.cat([*columns, place.float()], dim=1)
@@ -96,7 +97,9 @@ class ChoiceHead(nn.Module):
     def standardise(self, features: torch.Tensor) -> None:
         """Set mean and scale from training features, ``[instances, features]``."""
         self.mean = features.mean(0)
-        self.scale = features.std(0).clamp_min(1e-3)
+        spread = features.std(0, correction=min(1, len(features) - 1))
+        # What never varied was not learned from: where it does vary, it must not decide.
+        self.scale = torch.where(spread > 1e-6, spread.clamp_min(1e-3), torch.inf)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """``[rows, features]`` -> ``[rows, n]`` scores."""
@@ -142,8 +145,14 @@ def load_head(folder: Path) -> tuple[ChoiceHead, SwitcherCard]:
             f"{folder} holds no hidden-state switcher",
             remedy="train one with `antiphon switcher train --kind hidden`",
         )
-    head = ChoiceHead(card.settings["features"], len(card.candidates), card.settings["hidden"])
-    head.load_state_dict(load_file(weights))
+    try:
+        head = ChoiceHead(card.settings["features"], len(card.candidates), card.settings["hidden"])
+        head.load_state_dict(load_file(weights))
+    except Exception as error:  # a torn file, or another head's
+        raise InputError(
+            f"the head in {folder} cannot be read: {error}",
+            remedy="train the switcher again with --overwrite",
+        ) from error
     return head.eval(), card
 
 

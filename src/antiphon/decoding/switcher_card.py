@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from antiphon.backends.loading import model_identity
-from antiphon.config import CandidateConfig, PolicyConfig
+from antiphon.config import CandidateConfig, PolicyConfig, PromptConfig
 from antiphon.decoding.policies import check_count
 from antiphon.errors import InputError
 from antiphon.record import what_differs, write_json
@@ -57,7 +57,16 @@ def read_card(model: str) -> SwitcherCard | None:
     if not path.is_file():
         return None
     try:
-        return SwitcherCard(**json.loads(path.read_text(encoding="utf-8")))
+        card = SwitcherCard(**json.loads(path.read_text(encoding="utf-8")))
+        for names in (card.candidates, card.labels):
+            if not isinstance(names, (list, tuple)) or not all(
+                isinstance(name, str) for name in names
+            ):
+                raise ValueError("`candidates` and `labels` are lists of names")
+        if card.kind not in ("lm", "hidden") or card.frame not in ("plain", "chat"):
+            raise ValueError(f"kind {card.kind!r}, frame {card.frame!r}")
+        PromptConfig.model_validate(card.prompt)
+        return card
     except (ValueError, TypeError) as error:
         raise InputError(
             f"{path} does not describe a switcher: {error}",
@@ -94,7 +103,7 @@ def check_switcher(policy: PolicyConfig, candidates: Sequence[CandidateConfig]) 
     check_count(card.candidates, names)
     if card.kind == "hidden":
         now = [model_identity(candidate) for candidate in candidates]
-        before = [card.models[name] for name in card.candidates]
+        before = [card.models.get(name) for name in card.candidates]
         for name, old, new in zip(names, before, now, strict=True):
             if what_differs(old, new):
                 raise InputError(

@@ -32,8 +32,10 @@ from antiphon.evaluation.statistics import holm, mean_interval, paired_p_value
 from antiphon.methods.ensemble import ProbabilityAverage
 from antiphon.methods.switch_generation import SwitchGeneration
 from antiphon.record import ResultsFile, digest, environment, write_json
+from antiphon.types import Query
 
 AVERAGE = "probability_average"
+AGAIN = "give another --out, or --overwrite to replace what is there"
 
 Told = Callable[[str, int, int], None]
 """Called with (method, done, total)."""
@@ -72,7 +74,7 @@ def methods_of(config: GenerateConfig, switchers: Mapping[str, PolicyConfig]) ->
     if twice is not None:
         raise InputError(
             f"two of the compared methods are called {twice!r}",
-            remedy="give that switcher another name: --switcher NAME=PATH",
+            remedy="rename that candidate, or name the switcher: --switcher NAME=PATH",
         )
     return found
 
@@ -117,7 +119,7 @@ class Comparison:
             config = self._config(method)
             keys = self._keys(method, config)
             path = self.out / f"{method.name}.jsonl"
-            with ResultsFile(path, keys, overwrite=self.overwrite) as results:
+            with ResultsFile(path, keys, overwrite=self.overwrite, remedy=AGAIN) as results:
                 if len(results.lines) < len(self.items):
                     if pool is None:
                         sampling = self.config.sampling.params()
@@ -203,8 +205,11 @@ class Comparison:
         key = digest([self.scorer.fingerprint, texts, [item.fields for item in self.items]])
         path = self.out / f"{method.name}.scores.json"
         if path.is_file():
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            if stored.get("key") == key:
+            try:
+                stored = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:
+                stored = None  # torn: scored again
+            if isinstance(stored, dict) and stored.get("key") == key:
                 return [float(score) for score in stored["scores"]]
         scores = self.scorer.score(texts, self.items)
         write_json(path, {"key": key, "scorer": self.scorer.name, "scores": scores})
@@ -214,15 +219,19 @@ class Comparison:
         singles = [m.name for m in self.methods if m.single]
         best = max(singles, key=lambda name: math.fsum(scores[name]))
         others = [name for name in scores if name != best]
-        raw = [paired_p_value(scores[name], scores[best]) for name in others]
+        # Repeated queries are no independent evidence: they count together.
+        same = [digest(_plain(item.query)) for item in self.items]
+        raw = [paired_p_value(scores[name], scores[best], items=same) for name in others]
         corrected = dict(zip(others, holm(raw), strict=True))
         rows = {}
         for name, found in scores.items():
-            interval = mean_interval([found])
+            low, width = self._range(scores)
+            scaled = [(score - low) / width for score in found]
+            interval = mean_interval([scaled], items=[same])
             rows[name] = {
-                "mean": interval.mean,
-                "low": interval.low,
-                "high": interval.high,
+                "mean": low + width * interval.mean,
+                "low": low + width * interval.low,
+                "high": low + width * interval.high,
                 "p_value": None if name == best else raw[others.index(name)],
                 "p_value_holm": None if name == best else corrected[name],
                 **self._work(name),
@@ -236,6 +245,14 @@ class Comparison:
             "environment": environment(),
         }
 
+    def _range(self, scores: Mapping[str, list[float]]) -> tuple[float, float]:
+        """Lowest score and width of the range: the declared one, or of what was seen."""
+        low, high = self.scorer.low, self.scorer.high
+        if not (math.isfinite(low) and math.isfinite(high)):
+            seen = [score for found in scores.values() for score in found]
+            low, high = min(seen), max(seen)
+        return low, (high - low) or 1.0
+
     def _work(self, name: str) -> dict[str, Any]:
         lines = (self.out / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         usage = [json.loads(line)[COMPLETION]["usage"] for line in lines]
@@ -246,3 +263,7 @@ class Comparison:
         )
         tokens = sum(use["tokens_written"] for row in usage for use in row.values())
         return {"positions_per_token": positions / max(1, tokens), "tokens": tokens}
+
+
+def _plain(query: Query) -> Any:
+    return query if isinstance(query, str) else [[m.role, m.content] for m in query]

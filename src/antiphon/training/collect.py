@@ -21,6 +21,7 @@ from antiphon.training.rollouts import Rollouts, Start, Work
 from antiphon.training.store import (
     ABOUT,
     ROWS,
+    absolute,
     identities,
     revisions_of,
     store_row,
@@ -29,6 +30,8 @@ from antiphon.training.store import (
 
 INFORMATIVE = 0.02
 """Least spread of utilities, as a share of the score's range, at which a choice matters."""
+
+AGAIN = "give another --out, or --overwrite to replace what is there"
 
 _NO_EFFECT = ("memory_gb",)
 
@@ -73,6 +76,8 @@ class Collection:
         *,
         overwrite: bool = False,
     ) -> None:
+        # Local models by absolute paths: the store is read from wherever.
+        config = config.model_copy(update={"candidates": list(map(absolute, config.candidates))})
         self.path, self.items, self.config, self.scorer = path, list(items), config, scorer
         if len(config.candidates) < 2:
             raise InputError(
@@ -92,10 +97,11 @@ class Collection:
             "items": digest([[_plain(item.query), item.fields] for item in self.items]),
             "environment": environment(),
         }
-        self._check_same(overwrite)
+        described = self._check_same(overwrite)
         probe(scorer, self.items)
-        self.results = ResultsFile(path / ROWS, self._keys(), overwrite=overwrite)
-        write_json(path / ABOUT, self.about)
+        self.results = ResultsFile(path / ROWS, self._keys(), overwrite=overwrite, remedy=AGAIN)
+        if not (described or overwrite):
+            write_json(path / ABOUT, self.about)
 
     def __enter__(self) -> Collection:
         return self
@@ -126,14 +132,21 @@ class Collection:
             config.completions, scorer.low, scorer.high, config.error_rate, config.tie_share
         )
 
-    def _check_same(self, overwrite: bool) -> None:
-        about = self.path / ABOUT
-        if overwrite or not about.is_file() or not (self.path / ROWS).is_file():
-            return
+    def _check_same(self, overwrite: bool) -> bool:
+        """Whether a store of this run is there; one without a row is nobody's.
+
+        Raises:
+            InputError: there is one of another run.
+        """
+        about, rows = self.path / ABOUT, self.path / ROWS
+        if overwrite or not about.is_file() or not rows.is_file() or not rows.stat().st_size:
+            return False
         try:
             before = json.loads(about.read_text(encoding="utf-8"))
         except ValueError:
-            return  # the rows' keys tell
+            before = None
+        if not isinstance(before, dict):
+            return False  # the rows' keys tell
         parts = ("fingerprint", "queries", "items")
         found = what_differs({p: before.get(p) for p in parts}, {p: self.about[p] for p in parts})
         if found:
@@ -141,6 +154,7 @@ class Collection:
                 f"the store {self.path} was made otherwise: " + "; ".join(found[:4]),
                 remedy="give another --out, or --overwrite to replace that store",
             )
+        return True
 
     def _instances(self) -> list[tuple[str, int, int]]:
         """(id, query, seed) in order: all queries once, then all once more."""
@@ -183,15 +197,18 @@ class Collection:
             end = min(self.total, (at // config.batch_instances + 1) * config.batch_instances)
             starts = [Start(self.items[query], seed) for _, query, seed in instances[at:end]]
             made = rollouts.collect(starts)
+            if at == 0:  # an earlier store is kept until there is something in its place
+                self.results.append([])  # its rows go before it is described as another
+                write_json(self.path / ABOUT, self.about)
             self.results.append(
                 [
                     store_row(instances[place][0], keys[place], instance, names, self._revisions)
                     for place, instance in enumerate(made, at)
                 ]
             )
+            write_card(self.path, self.about, self.counts())  # a killed run's rows can be read too
             at = end
             on_progress(self._progress())
-        write_card(self.path, self.about, self.counts())
 
     def work(self) -> Work:
         """What all instances in the store cost."""

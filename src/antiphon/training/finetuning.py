@@ -122,7 +122,9 @@ class TrainConfig(Strict):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="auto: a GPU if there is one; of several the first that is visible"
     )
-    seed: int = Field(0, ge=0, description="of the split, the batches, dropout and the adapter")
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="of the split, the batches, dropout and the adapter"
+    )
     max_length: int | None = Field(
         None, ge=1, description="leave out examples of more tokens; none: what the model reads"
     )

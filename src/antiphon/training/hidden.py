@@ -7,7 +7,7 @@ kept on disk beside the head while it is trained, so that a killed run does not 
 from __future__ import annotations
 
 import copy
-import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,16 +24,14 @@ from antiphon.decoding.hidden import WEIGHTS, ChoiceHead, can_see, features_of
 from antiphon.decoding.policies import Uniform
 from antiphon.decoding.pool import CandidatePool
 from antiphon.decoding.switcher_card import SwitcherCard
-from antiphon.errors import InputError
-from antiphon.record import digest, environment, what_differs, write_json
+from antiphon.errors import AntiphonError, InputError
+from antiphon.record import digest
 from antiphon.training.finetuning import split_by_group
+from antiphon.training.output import Output
 from antiphon.training.settings import HeadConfig, LabelConfig
 from antiphon.training.store import Store, StoredInstance, identities
 from antiphon.training.switcher import same_pool, trained_on, write_switcher_card
 from antiphon.training.targets import labelled
-
-_DONE = "training.json"
-_FEATURES = "features.safetensors"
 
 
 @dataclass(frozen=True)
@@ -69,114 +67,96 @@ def train_hidden_switcher(
         accuracy, seconds, parameters.
 
     Raises:
-        InputError: stores of different pools, all tied, or ``out`` holds another training.
+        InputError: stores of different pools, all tied, too few queries, or ``out`` holds another
+            training or a model.
         CapabilityError: a candidate does not show its hidden states.
     """
     same_pool(stores)
     names = stores[0].names
     chosen = [(store, *pair) for store in stores for pair in labelled(store, labels)]
+    found = [instance for _, instance, _ in chosen]
+    split_by_group(found, config.validation_share, config.seed)  # refused before models are loaded
+    models = identities(stores[0].candidates)
     plan: dict[str, Any] = {
-        "config": config.model_dump(),
-        "labels": labels.model_dump(),
-        "rows": digest([[store.about["fingerprint"], i.id, t] for store, i, t in chosen]),
-        "models": identities(stores[0].candidates),
+        "task": "hidden-state switcher",
+        "examples": digest([[store.about["fingerprint"], i.id, t] for store, i, t in chosen]),
+        "model": digest(models),
+        "config": {**config.model_dump(), "labels": labels.model_dump()},
+        "format": 1,
     }
-    done = _finished(out, plan, overwrite)
-    if done is not None:
-        return done
-    out.mkdir(parents=True, exist_ok=True)
-    features = _read_features(stores, chosen, out, plan, config, progress)
-    targets = torch.tensor([target for _, _, target in chosen])
-    examples = [
-        _Example(row, target, instance.group)
-        for row, target, (_, instance, _) in zip(features, targets, chosen, strict=True)
-    ]
-    head, report = _fit(examples, len(names), config, progress)
-    save_file({k: v.contiguous() for k, v in head.state_dict().items()}, out / WEIGHTS)
-    SwitcherCard(
-        kind="hidden",
-        candidates=names,
-        models=plan["models"],
-        trained_on=trained_on(stores, labels),
-        settings={"features": features.shape[1], "hidden": config.hidden},
-    ).write(out)
-    write_switcher_card(out, "Hidden-state", stores, labels, report, None)
-    (out / _FEATURES).unlink(missing_ok=True)
-    write_json(out / _DONE, {"plan": plan, "report": report, "environment": environment()})
-    return report
-
-
-def _finished(out: Path, plan: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """The report of a finished training of the same plan.
-
-    Raises:
-        InputError: there is another training.
-    """
-    file = out / _DONE
-    if overwrite or not file.is_file():
-        return None
-    found = json.loads(file.read_text(encoding="utf-8"))
-    differing = what_differs(found.get("plan"), plan)
-    if differing:
-        raise InputError(
-            f"{out} holds a switcher that was trained otherwise: " + "; ".join(differing[:3]),
-            remedy="give another --out, or --overwrite",
-        )
-    report: dict[str, Any] = found["report"]
+    with Output(out, plan, overwrite=overwrite) as output:
+        if output.report is not None:
+            return output.report
+        # Of another plan's features nothing can be used.
+        cache = output.checkpoints / f"features-{digest(plan)[:16]}.safetensors"
+        features, kept = _read_features(stores, chosen, cache, config, progress)
+        examples = [
+            _Example(row, torch.tensor(chosen[place][2]), chosen[place][1].group)
+            for row, place in zip(features, kept.tolist(), strict=True)
+        ]
+        head, report = _fit(examples, len(names), config, progress)
+        report["left_out"] = len(chosen) - len(examples)
+        output.staging.mkdir(parents=True)
+        weights = {k: v.contiguous() for k, v in head.state_dict().items()}
+        save_file(weights, output.staging / WEIGHTS)
+        SwitcherCard(
+            kind="hidden",
+            candidates=names,
+            models=models,
+            trained_on=trained_on(stores, labels),
+            settings={"features": features.shape[1], "hidden": config.hidden},
+        ).write(output.staging)
+        write_switcher_card(output.staging, out, "Hidden-state", stores, labels, report, None)
+        output.finish(output.staging, plan["config"], report)
     return report
 
 
 def _read_features(
     stores: Sequence[Store],
     chosen: Sequence[tuple[Store, StoredInstance, list[float]]],
-    out: Path,
-    plan: dict[str, Any],
+    cache: Path,
     config: HeadConfig,
     progress: Callable[[str, int, int], None] | None,
-) -> torch.Tensor:
-    """``[instances, features]``: what the candidates see at the end of each trace."""
-    cache = out / _FEATURES
-    key = digest(plan)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the candidates see at the end of each trace, ``[instances, features]``, and the place of
+    each such instance in ``chosen``; a trace that fills a candidate's context is left out, since
+    nobody is asked there. Kept in ``cache`` for a run that goes on."""
     if cache.is_file():
         stored: dict[str, torch.Tensor] = load_file(cache)
-        if key in stored:
-            return stored[key]
-    first = stores[0]
-    pool = CandidatePool.load(first.candidates)
-    parts = []
-    done = 0
+        return stored["features"], stored["kept"]
+    pool = CandidatePool.load(stores[0].candidates)
+    parts: list[torch.Tensor] = []
+    kept: list[int] = []
     for store in stores:
         settings = store.about["fingerprint"]["config"]
-        engine = Engine(
-            pool.candidates(),
-            Uniform(),
-            build_options(parse(CollectConfig, settings, str(store.path))),
-        )
-        mine = [instance for owner, instance, _ in chosen if owner is store]
+        options = build_options(parse(CollectConfig, settings, str(store.path)))
+        engine = Engine(pool.candidates(), Uniform(), options)
+        mine = [place for place, (owner, _, _) in enumerate(chosen) if owner is store]
         for start in range(0, len(mine), config.batch_instances):
-            part = mine[start : start + config.batch_instances]
-            rows = engine.rows([instance.query for instance in part], [0] * len(part))
-            for row, instance in zip(rows, part, strict=True):
-                row.resume(instance.turns)
+            places = mine[start : start + config.batch_instances]
+            rows = engine.rows([chosen[place][1].query for place in places], [0] * len(places))
+            for row, place in zip(rows, places, strict=True):
+                row.resume(chosen[place][1].turns)
             writers = engine.open(len(rows), engine.longest(rows))
             engine.read(rows, writers)
-            unseen = [i.id for r, i in zip(rows, part, strict=True) if not can_see(r, len(pool))]
-            if unseen:
-                raise InputError(
-                    f"the trace of instance {unseen[0]} fills a candidate's context",
-                    remedy="collect with a smaller max_new_tokens",
-                )
-            parts.append(features_of(rows, len(pool)))
+            seen = [n for n, row in enumerate(rows) if can_see(row, len(pool))]
+            if seen:
+                parts.append(features_of([rows[n] for n in seen], len(pool)))
+            kept += [places[n] for n in seen]
             for row in rows:
                 engine.release(row, writers)
-            done += len(part)
             if progress is not None:
-                progress("reading traces", done, len(chosen))
-    features = torch.cat(parts)
+                progress("reading traces", places[-1] + 1, len(chosen))
+    if not parts:
+        raise InputError(
+            "every trace fills a candidate's context",
+            remedy="collect with a smaller max_new_tokens",
+        )
+    features, places_kept = torch.cat(parts), torch.tensor(kept)
     temporary = cache.with_name(cache.name + ".tmp")
-    save_file({key: features}, temporary)
+    save_file({"features": features, "kept": places_kept}, temporary)
     temporary.replace(cache)
-    return features
+    return features, places_kept
 
 
 def _fit(
@@ -213,6 +193,13 @@ def _fit(
                 progress("training the head", epoch, epochs)
             if config.patience and epoch - best_epoch >= config.patience:
                 break
+    if not math.isfinite(best[0]) or not all(
+        bool(torch.isfinite(weights).all()) for weights in best_state.parameters()
+    ):
+        raise AntiphonError(
+            "the head's training diverged: its loss or weights are no numbers",
+            remedy="lower --learning-rate, or give more instances",
+        )
     return best_state.eval(), {
         "train_examples": len(training),
         "validation_examples": len(held_out),

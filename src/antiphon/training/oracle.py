@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from antiphon.backends.sampling import derive_seed
 from antiphon.decoding.rows import Row
+from antiphon.errors import InputError
 from antiphon.training.rollouts import Instance, Rollouts, Start
 from antiphon.types import Completion
 
@@ -26,9 +27,16 @@ def best_choices(rollouts: Rollouts, starts: Sequence[Start]) -> list[Completion
         One completion a start, in order. Its usage is that of the answer alone, without rollouts.
 
     Raises:
-        InputError: a query is too long.
+        InputError: a query is too long, or a segment's writer is given by the options.
     """
     engine = rollouts.engine
+    options = rollouts.options
+    if options.first or options.last or options.final_prompt:
+        raise InputError(
+            "the oracle chooses the writer of every segment, and `first`, `last` or `final_prompt` "
+            "gives one",
+            remedy="leave those out",
+        )
     rows = engine.rows(
         [start.item.query for start in starts], [derive_seed(s.seed, "oracle") for s in starts]
     )

@@ -26,6 +26,7 @@ PLAN = "plan.json"
 STATE = "trainer_state.json"
 _FILES = "files.json"  # name and size of every file of a checkpoint, written after them
 _LAST = ("adapter_config.json", "config.json")  # what makes a directory a model
+_WRITTEN = ("README.md", "tokenizer.json", "head.safetensors")  # would be replaced
 _PARTS = {"task": "task or labels", "examples": "examples", "model": "start model"}
 
 
@@ -85,7 +86,9 @@ class Output:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.report is not None or not self._saved():
+        book = {PLAN, "lock", self.staging.name}
+        left = self.checkpoints.is_dir() and {p.name for p in self.checkpoints.iterdir()} - book
+        if self.report is not None or not left:  # nothing to go on with
             shutil.rmtree(self.checkpoints, ignore_errors=True)
         if self.root.is_dir() and not any(self.root.iterdir()):
             self.root.rmdir()
@@ -172,6 +175,8 @@ class Output:
         ours = (self.root / REPORT).is_file() or (self.checkpoints / PLAN).is_file()
         names = [name for name in _LAST if (self.root / name).exists()]
         names += [f"{path.parent.name}/{path.name}" for path in self._saved()][:1]
+        if not names and self.root.is_dir():
+            names = [name for name in _WRITTEN if (self.root / name).exists()]
         if names and not ours:
             raise InputError(
                 f"{self.root} holds {' and '.join(names)} and no training: something else put "

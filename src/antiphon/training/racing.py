@@ -23,11 +23,14 @@ What remains undecided runs to ``k`` completions, as in plain collecting.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 _STAKES = (0.1, 0.25, 0.5, 0.75, 0.95)
 """Shares of the largest admissible wager; the capital is spread evenly over them."""
+_NOTHING = 1e-9
+"""Sums of scores are rounded: what is closer to 0 than this is 0."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,10 @@ class Race:
         for place, value in enumerate(values):
             # Mean of what is left to be drawn, if the mean of all k were just one half.
             mean = (self.completions / 2 - drawn) / (self.completions - place)
-            if mean <= 0:  # what was drawn exceeds what the hypothesis allows in all
-                return math.inf if value > 0 or mean < 0 else max(capital)
+            if mean <= _NOTHING:  # what was drawn is all that the hypothesis allows
+                if value > _NOTHING or mean < -_NOTHING:
+                    return math.inf
+                continue
             if mean >= 1:
                 return 0.0  # and here it cannot be refuted any more
             for number, share in enumerate(_STAKES):
@@ -120,11 +125,12 @@ def replay(
     Returns:
         Completions that the race would have run, and its label.
     """
-    twins = {
-        index
-        for index, text in enumerate(segments)
-        if not ended[index] and any(text == segments[o] and not ended[o] for o in range(index))
-    }
+    twins = set()
+    for index, text in enumerate(segments):
+        # The same text may stand in other tokens, or have ended differently: scores tell.
+        same = [o for o in range(index) if text == segments[o] and scores[index] == scores[o]]
+        if not ended[index] and any(not ended[o] for o in same):
+            twins.add(index)
     raced = [index for index in range(len(scores)) if index not in twins]
     seen = [list(scores[i][:1]) if ended[i] else [] for i in raced]
     running = [place for place, index in enumerate(raced) if not ended[index]]
@@ -135,5 +141,5 @@ def replay(
             seen[place] = list(scores[raced[place]][:end])
         left = race.still_running(seen) if running else []
         running = [place for place in running if place in left]
-    means = [sum(found) / len(found) for found in seen]
+    means = [statistics.fmean(found) for found in seen]
     return used, raced[means.index(max(means))]

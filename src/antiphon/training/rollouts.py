@@ -26,6 +26,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from antiphon.backends.sampling import derive_seed, uniforms
@@ -145,6 +146,14 @@ class Rollouts:
             )
         self.engine = Engine(pool.candidates(), Uniform(), options)
         self.options = options
+        special = bool(options.last or options.final_prompt)
+        first = options.boundary.cap if options.first else 0
+        if special and options.max_new_tokens - self.engine.reserved - 1 < first:
+            raise InputError(
+                "nobody is ever asked who speaks next: between the first and the last segment, "
+                f"which are given, a response of {options.max_new_tokens} tokens has no boundary",
+                remedy="raise max_new_tokens, or leave out `first`, `last` and `final_prompt`",
+            )
         self.scorer = scorer
         self.completions = completions
         self.cut = cut
@@ -275,12 +284,12 @@ class Rollouts:
         return pause
 
     def _cut_back(self, row: Row, cut: float) -> Row:
-        """A finished response as a trace: its whole turns up to the cut; never its last one."""
+        """A finished response as a trace: its whole turns up to the cut; never the one that ended
+        it, behind which nobody is asked (only forced text and the last segment may follow)."""
         kept: list[Turn] = []
         tokens = 0
-        for turn in row.turns[:-1]:
-            forced = turn.writer < 0
-            if forced or (tokens + len(turn.ids) > cut and (kept or not self.options.first)):
+        for turn in list(takewhile(lambda turn: turn.writer >= 0, row.turns))[:-1]:
+            if tokens + len(turn.ids) > cut and (kept or not self.options.first):
                 break
             kept.append(turn)
             tokens += len(turn.ids)
@@ -372,11 +381,14 @@ class Rollouts:
         with the one it will share the scores of."""
         twins: dict[tuple[int, int], int] = {}
         for place, candidate in list(running) if self.race else []:
-            found = instances[place].branches
-            mine = found[candidate].turn
+            found, mine = instances[place].branches, running[place, candidate]
             for other in range(candidate):
-                theirs = found[other].turn
-                if (place, other) in running and mine and theirs and mine.ids == theirs.ids:
+                theirs = running.get((place, other))
+                if theirs is None or not (found[candidate].turn and found[other].turn):
+                    continue
+                # The whole trace, in every vocabulary: the same ids of two vocabularies are other
+                # texts, and behind a branch that ended its answer stands the final prompt.
+                if mine.ids == theirs.ids:
                     twins[place, candidate] = other
                     self._release(instances[place], running.pop((place, candidate)), writers)
                     break

@@ -44,4 +44,4 @@ class HeadConfig(Strict):
     patience: int = Field(10, ge=0, description="stop after so many epochs without a better one")
     validation_share: float = Field(0.1, gt=0, lt=1, description="share of the queries kept apart")
     batch_instances: int = Field(64, ge=1, description="traces read at once by the candidates")
-    seed: int = Field(0, description="of the split, the batches and the head")
+    seed: int = Field(0, ge=0, lt=2**31, description="of the split, the batches and the head")

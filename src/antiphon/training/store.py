@@ -29,6 +29,7 @@ A row (JSON)::
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +133,16 @@ def _turn(turn: Turn, names: Sequence[str]) -> dict[str, Any]:
     return {"candidate": name, "text": turn.text, "token_ids": list(turn.ids)}
 
 
+def absolute(candidate: CandidateConfig) -> CandidateConfig:
+    """The candidate with its local directories as absolute paths."""
+    local = {
+        part: str(Path(source).resolve())
+        for part in ("model", "adapter")
+        if (source := getattr(candidate, part)) and Path(source).is_dir()
+    }
+    return candidate.model_copy(update=local)
+
+
 def identities(candidates: Sequence[CandidateConfig]) -> dict[str, Any]:
     """What tells the candidates' states apart, by name."""
     return {candidate.name: model_identity(candidate) for candidate in candidates}
@@ -146,7 +157,7 @@ def read_store(path: Path) -> Store:
     """Read a store.
 
     Raises:
-        InputError: it is no store, is empty, or has a torn or foreign row (its number).
+        InputError: it is no store, is empty, or has a foreign row (its number).
     """
     about_file, rows_file = path / ABOUT, path / ROWS
     if not about_file.is_file() or not rows_file.is_file():
@@ -154,12 +165,19 @@ def read_store(path: Path) -> Store:
             f"{path} is no rollout store: {ABOUT} or {ROWS} is missing",
             remedy="make one with `antiphon switcher collect`",
         )
-    about = json.loads(about_file.read_text(encoding="utf-8"))
+    try:
+        about = json.loads(about_file.read_text(encoding="utf-8"))
+        names = [each["name"] for each in about["fingerprint"]["config"]["candidates"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{about_file} does not describe a rollout store ({type(error).__name__}: {error})",
+            remedy="run the same `antiphon switcher collect` again, which writes it anew",
+        ) from error
     instances = []
     raw = rows_file.read_bytes()
     for number, line in enumerate(raw[: raw.rfind(b"\n") + 1].splitlines(), 1):
         try:
-            instances.append(_read_row(json.loads(line)))
+            instances.append(_read_row(json.loads(line), names))
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"row {number} of {rows_file} is not a row of a rollout store "
@@ -174,8 +192,9 @@ def read_store(path: Path) -> Store:
     return Store(path, about, tuple(instances))
 
 
-def _read_row(row: Mapping[str, Any]) -> StoredInstance:
-    names = list(row["candidates"])
+def _read_row(row: Mapping[str, Any], names: Sequence[str]) -> StoredInstance:
+    if row["candidates"] != names:
+        raise ValueError(f"its candidates are {row['candidates']}")
     turns = tuple(
         Turn(
             -1 if turn["candidate"] == FORCED else names.index(turn["candidate"]),
@@ -187,6 +206,13 @@ def _read_row(row: Mapping[str, Any]) -> StoredInstance:
     )
     messages = tuple(Message(m["role"], m["content"]) for m in row["messages"])
     alone = len(messages) == 1 and messages[0].role == "user"
+    numbers = [*row["utilities"], *(score for scores in row["scores"] for score in scores)]
+    if len(row["utilities"]) != len(names) or len(row["scores"]) != len(names):
+        raise ValueError("it has not one branch a candidate")
+    if not all(row["scores"]) or not all(math.isfinite(float(number)) for number in numbers):
+        raise ValueError("it has scores that are no numbers, or none")
+    if any(not isinstance(token, int) or token < 0 for turn in turns for token in turn.ids):
+        raise ValueError("it has token ids that are none")
     return StoredInstance(
         id=row["id"],
         query=messages[0].content if alone else messages,

@@ -20,7 +20,7 @@ from antiphon.backends.loading import (
 )
 from antiphon.backends.prompts import PromptFormat
 from antiphon.config import ModelConfig, PromptConfig
-from antiphon.decoding.switcher_card import SwitcherCard
+from antiphon.decoding.switcher_card import FILE, SwitcherCard
 from antiphon.decoding.switcher_text import SwitcherPrompt, SwitcherReader
 from antiphon.errors import InputError
 from antiphon.record import what_differs
@@ -135,9 +135,16 @@ def train_lm_switcher(
         )
     examples = choice_examples(stores, reader, labels)
     label_ids = [ids[0] for ids in reader.choices]
+    if overwrite:  # what an interrupted overwriting leaves must not be read as a switcher
+        for name in (FILE, "README.md"):
+            (out / name).unlink(missing_ok=True)
     report = finetune_choice(
         model, examples, label_ids, out, train, overwrite=overwrite, progress=progress
     )
+    if (out / FILE).is_file():
+        return report  # all was done before, and stays as it is
+    start = {"model": model.model, "identity": model_identity(model)}
+    write_switcher_card(out, out, "LM", stores, labels, report.to_dict(), start)
     SwitcherCard(
         kind="lm",
         candidates=names,
@@ -147,8 +154,6 @@ def train_lm_switcher(
         models=identities(stores[0].candidates),
         trained_on=trained_on(stores, labels),
     ).write(out)
-    start = {"model": model.model, "identity": model_identity(model)}
-    write_switcher_card(out, "LM", stores, labels, report.to_dict(), start)
     return report
 
 
@@ -169,6 +174,7 @@ def trained_on(stores: Sequence[Store], labels: LabelConfig) -> list[dict[str, A
 
 
 def write_switcher_card(
+    folder: Path,
     out: Path,
     kind: str,
     stores: Sequence[Store],
@@ -176,7 +182,8 @@ def write_switcher_card(
     report: dict[str, Any],
     start: dict[str, Any] | None,
 ) -> None:
-    """``README.md`` of a trained switcher: what it is for, and on what it was trained."""
+    """``README.md`` of a trained switcher, in ``folder``: what it is for, and on what it was
+    trained; ``out`` is where it will stand."""
     names = stores[0].names
     rows = "\n".join(
         f"| `{entry['store']}` | {entry['metric']} | {entry['queries']} | {entry['instances']} | "
@@ -213,4 +220,4 @@ Says which candidate should write the next segment (Switch Generation, arXiv 251
 |---|---|---|---|---|---|
 {rows}
 """
-    (out / "README.md").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(text, encoding="utf-8")

@@ -14,6 +14,7 @@ Paper: ``g = argmax_i s_i``, supervised; it is silent on ties and near-ties. Her
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 
 from antiphon.errors import InputError
@@ -65,7 +66,7 @@ def labelled(store: Store, config: LabelConfig) -> list[tuple[StoredInstance, li
         utilities: Sequence[float] = instance.utilities
         if config.completions is not None:
             seen = [scores[: config.completions] for scores in instance.scores]
-            utilities = [sum(scores) / len(scores) for scores in seen]
+            utilities = [statistics.fmean(scores) for scores in seen]
         probabilities = target(utilities, config, width)
         if probabilities is not None:
             chosen.append((instance, probabilities))

@@ -51,7 +51,7 @@ def record_answers(
     """
     run = digest([fingerprint, seed])
     keys = [digest([run, question.id])[:32] for question in questions]
-    with ResultsFile(path, keys) as results:
+    with ResultsFile(path, keys, remedy=f"remove {path}, or give another --out") as results:
         at = len(results.lines)
         method = answer() if at < len(questions) else None
         while method is not None and at < len(questions):
@@ -106,17 +106,11 @@ def by_turns(config: GenerateConfig, pool: CandidatePool | None = None) -> Calla
 
 
 def record_turns(
-    root: Path,
-    group: str,
-    name: str,
-    seed: int,
-    config: GenerateConfig,
-    questions: Sequence[Question],
-    told: Told,
+    path: Path, seed: int, config: GenerateConfig, questions: Sequence[Question], told: Told
 ) -> None:
     """Record what a configuration answers."""
     record_answers(
-        record_path(root, group, name, seed),
+        path,
         questions,
         by_turns(config),
         run_fingerprint(config),

@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from antiphon.config import CollectConfig, GenerateConfig, ModelConfig, SamplingConfig, parse
+from antiphon.config import CollectConfig, GenerateConfig, ModelConfig, parse
 from antiphon.decoding.build import build_options
 from antiphon.decoding.pool import CandidatePool
-from antiphon.evaluation.generation import Item, run_fingerprint
+from antiphon.evaluation.generation import run_fingerprint
 from antiphon.evaluation.scoring import load_scorer
-from antiphon.lab.build import Lab, build_lab, load_lab
-from antiphon.lab.pool import lab_config
+from antiphon.lab.build import build_lab
 from antiphon.lab.reproduction.answers import (
     Answer,
     Told,
@@ -29,8 +28,8 @@ from antiphon.lab.reproduction.answers import (
     record_path,
     record_turns,
 )
-from antiphon.lab.reproduction.plan import RESAMPLES, Job, Plan
-from antiphon.lab.world import Question
+from antiphon.lab.reproduction.place import Place, items_of
+from antiphon.lab.reproduction.plan import RESAMPLES
 from antiphon.methods.ensemble import ProbabilityAverage
 from antiphon.record import write_json
 from antiphon.training.collect import INFORMATIVE, Collection
@@ -57,61 +56,11 @@ LM = "switchers/lm"
 HIDDEN = "switchers/hidden"
 
 
-class Place:
-    """One seed's corner of a reproduction.
-
-    Args:
-        root: of the reproduction.
-        plan: of it.
-        job: being done.
-    """
-
-    def __init__(self, root: Path, plan: Plan, job: Job) -> None:
-        self.root, self.plan, self.job, self.seed = root, plan, job, job.seed
-        self.folder = root / f"seed{job.seed}"
-        self.options: Mapping[str, Any] = job.options or {}
-
-    @property
-    def lab(self) -> Lab:
-        return load_lab(self.folder / "lab")
-
-    def config(self, policy: dict[str, Any] | None = None, **changes: Any) -> GenerateConfig:
-        """The lab's pool under a policy."""
-        found = lab_config(self.lab, policy)
-        budget = self.plan.budget
-        changes.setdefault("batch_rows", budget.rows)
-        changes["sampling"] = SamplingConfig(temperature=budget.temperature, top_p=1.0)
-        return found.model_copy(update=changes)
-
-    def questions(self) -> list[Question]:
-        """Held-out questions: no checkpoint and no switcher has met them."""
-        return self.lab.world.questions("both", "test", self.plan.questions, self.seed)
-
-    def training_items(self, count: int) -> list[Item]:
-        """Questions for rollouts, with what the metric needs."""
-        return items_of(self.lab.world.questions("both", "train", count, self.seed))
-
-    def switcher(self, folder: Path, kind: str, **more: Any) -> dict[str, Any]:
-        """The policy of a trained switcher; greedy like the lab's candidates."""
-        return {"kind": kind, "switcher": {"model": str(folder)}, "select": "argmax", **more}
-
-
-def items_of(questions: list[Question]) -> list[Item]:
-    """Questions as a task's items."""
-    return [
-        Item(
-            q.text,
-            {"input": q.text, "answer": q.answer, "skill": q.skill, "checks": list(q.checks)},
-        )
-        for q in questions
-    ]
-
-
 def lab(place: Place, told: Told) -> None:
     """Train the checkpoints."""
     order = {"P": 0, "F": 1, "A": 2}
     build_lab(
-        place.folder / "lab",
+        place.made(place.folder / "lab"),
         size=place.plan.size,
         seed=place.seed,
         progress=lambda stage, done, total: told(order[stage] * total + done, 3 * total),
@@ -139,7 +88,7 @@ def _collect(
     }
     found = parse(CollectConfig, settings, "the plan")
     items = place.training_items(budget.queries)
-    with Collection(out, items, found, load_scorer(budget.metric, None)) as collection:
+    with Collection(place.made(out), items, found, load_scorer(budget.metric, None)) as collection:
         if not collection.finished:
             pool = CandidatePool.load(found.candidates, sampling=found.sampling.params())
             collection.run(pool, lambda progress: told(progress.done, progress.total))
@@ -163,7 +112,7 @@ def _train(place: Place, store: Path, out: Path, labels: LabelConfig, told: Told
     train_lm_switcher(
         [read_store(store)],
         ModelConfig(model=str(place.lab.paths["A"].resolve())),
-        out,
+        place.made(out),
         labels,
         train,
         progress=lambda _, done, total: told(done, total),
@@ -179,7 +128,7 @@ def hidden_switcher(place: Place, told: Told) -> None:
     """Train the hidden-state switcher."""
     train_hidden_switcher(
         [read_store(place.folder / "store")],
-        place.folder / HIDDEN,
+        place.made(place.folder / HIDDEN),
         LabelConfig(),
         HeadConfig(seed=place.seed),
         progress=lambda _, done, total: told(done, total),
@@ -216,7 +165,7 @@ def singles(place: Place, told: Told) -> None:
         return lambda questions, seeds: method.generate([q.text for q in questions], seeds=seeds)
 
     record_answers(
-        record_path(place.root, "main", "probability_average", place.seed),
+        place.records("main", "probability_average"),
         place.questions(),
         average,
         ["average", run_fingerprint(config)],
@@ -234,7 +183,7 @@ def _answer_all(place: Place, runs: list[tuple[str, str, dict[str, Any]]], told:
             told(before * total + done, len(runs) * total)
 
         config = place.config(policy)
-        record_turns(place.root, group, name, place.seed, config, questions, part)
+        record_turns(place.records(group, name), place.seed, config, questions, part)
 
 
 def uniform(place: Place, told: Told) -> None:
@@ -242,7 +191,7 @@ def uniform(place: Place, told: Told) -> None:
     length = int(place.options["length"])
     config = place.config({"kind": "uniform"}, segment_tokens=length)
     name, questions = str(length), place.questions()
-    record_turns(place.root, "segment_tokens_uniform", name, place.seed, config, questions, told)
+    record_turns(place.records("segment_tokens_uniform", name), place.seed, config, questions, told)
 
 
 def oracle(place: Place, told: Told) -> None:
@@ -268,7 +217,7 @@ def oracle(place: Place, told: Told) -> None:
         return answer
 
     record_answers(
-        record_path(place.root, "main", "oracle", place.seed),
+        place.records("main", "oracle"),
         place.questions(),
         make,
         ["oracle", completions, scorer.fingerprint, run_fingerprint(config)],
@@ -291,7 +240,7 @@ def resamples(place: Place, told: Told) -> None:
         def part(done: int, total: int, before: int = number - 1) -> None:
             told(before * total + done, RESAMPLES * total)
 
-        path = record_path(place.root, "resamples", str(number), place.seed)
+        path = place.records("resamples", str(number))
         # Every sample has draws of its own.
         record_answers(
             path,
@@ -333,7 +282,11 @@ def ablation(place: Place, told: Told) -> None:
     final = parse(GenerateConfig, data, "the plan")
     questions = place.questions()
     record_turns(
-        place.root, group, name, place.seed, final, questions, lambda d, t: told(2 * t + d, 3 * t)
+        place.records(group, name),
+        place.seed,
+        final,
+        questions,
+        lambda d, t: told(2 * t + d, 3 * t),
     )
 
 
@@ -346,7 +299,7 @@ def _other_pool(place: Place, config: GenerateConfig, names: list[str]) -> Gener
 
 def soup(place: Place, told: Told) -> None:
     """A fourth candidate: the mean of F's and A's weights."""
-    out, paths = place.folder / "soup", place.lab.paths
+    out, paths = place.made(place.folder / "soup"), place.lab.paths
     if out.is_dir():
         return
     temporary = out.with_name(".soup.part")
@@ -363,7 +316,7 @@ def same(place: Place, told: Told) -> None:
     group, name = place.options["source"]
     source = record_path(place.root, group, name, place.seed)
     for to_group, to_name in place.options["to"]:
-        target = record_path(place.root, to_group, to_name, place.seed)
+        target = place.records(to_group, to_name)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_suffix(".tmp")
         shutil.copyfile(source, temporary)
@@ -380,7 +333,7 @@ def rollout_costs(place: Place, told: Told) -> None:
     total = {name: sum(row["work"][name] for row in rows) for name in rows[0]["work"]}
     reference, k = place.folder / "store-reference", budget.reference_completions
     _collect(place, reference, place.config(), 1, told, completions=k)
-    path = place.root / "records" / "rollouts" / f"seed{place.seed}.json"
+    path = place.made(place.root / "records" / "rollouts" / f"seed{place.seed}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(
         path,
@@ -461,8 +414,8 @@ def distilled(place: Place, told: Told) -> None:
     data = config.model_dump() | {"candidates": [student.model_dump()], "policy": policy}
     alone = parse(GenerateConfig, data, "the plan")
     questions = place.questions()
-    record_turns(place.root, "main", "distilled", place.seed, alone, questions, told)
-    path = place.root / "records" / "distill" / f"seed{place.seed}.json"
+    record_turns(place.records("main", "distilled"), place.seed, alone, questions, told)
+    path = place.made(place.root / "records" / "distill" / f"seed{place.seed}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"candidate": STUDENT, **report.to_dict()})
 

@@ -107,7 +107,11 @@ class Plan:
             raise InputError(
                 f"unknown lab size {self.size!r}", remedy=did_you_mean(self.size, BUDGETS)
             )
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+        if (
+            not self.seeds
+            or len(set(self.seeds)) != len(self.seeds)
+            or not all(0 <= seed < 2**31 for seed in self.seeds)
+        ):
             raise InputError(
                 f"the seeds are {list(self.seeds)}",
                 remedy="give one or more different numbers from 0 on, e.g. --seeds 0,1,2",

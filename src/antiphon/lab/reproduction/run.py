@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -39,6 +40,7 @@ def reproduce(root: Path, plan: Plan, *, jobs: int = 2, told: OnProgress) -> Non
     Raises:
         InputError: ``root`` holds another reproduction, or is being written.
     """
+    root = root.resolve()  # models are named by their paths, from wherever they are read
     if root.exists() and not root.is_dir():
         raise InputError(f"--out {root} is a file", remedy="name a directory")
     root.mkdir(parents=True, exist_ok=True)
@@ -46,7 +48,7 @@ def reproduce(root: Path, plan: Plan, *, jobs: int = 2, told: OnProgress) -> Non
     with exclusive(root / ".lock", "give another --out"):
         write_json(root / RUN, plan.record())
         (root / "done").mkdir(exist_ok=True)
-        left = [job for job in jobs_of(plan) if not _mark(root, job).exists()]
+        left = [job for job in jobs_of(plan) if not _is_done(root, job)]
         if jobs == 1:
             for job in _in_order(left):
                 _do(root, plan, job, partial(told, job.name))
@@ -80,6 +82,15 @@ def _mark(root: Path, job: Job) -> Path:
     return root / "done" / job.name.replace("/", "-")
 
 
+def _is_done(root: Path, job: Job) -> bool:
+    """Whether the job is marked as done and what it wrote is still there."""
+    try:
+        outputs = json.loads(_mark(root, job).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return all((root / output).exists() for output in outputs)
+
+
 def _in_order(jobs: list[Job]) -> list[Job]:
     """Jobs so that each comes after those it needs."""
     names = {job.name for job in jobs}
@@ -94,10 +105,12 @@ def _in_order(jobs: list[Job]) -> list[Job]:
 
 
 def _do(root: Path, plan: Plan, job: Job, told: Callable[[int, int], None]) -> None:
-    from antiphon.lab.reproduction.jobs import KINDS, Place
+    from antiphon.lab.reproduction.jobs import KINDS
+    from antiphon.lab.reproduction.place import Place
 
-    KINDS[job.kind](Place(root, plan, job), told)
-    _mark(root, job).touch()
+    place = Place(root, plan, job)
+    KINDS[job.kind](place, told)
+    write_json(_mark(root, job), [str(path.relative_to(root)) for path in place.outputs])
 
 
 # -- processes -----------------------------------------------------------------------------------
@@ -107,10 +120,12 @@ class _Worker:
     queue: Queue[Any]
 
 
-def _start_worker(queue: Queue[Any]) -> None:
+def _start_worker(queue: Queue[Any], parent: int) -> None:
     if sys.platform == "linux":
         # A killed run must not leave workers behind that still write its files.
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if os.getppid() != parent:  # killed before this worker could ask for that
+            os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
     from transformers.utils import logging
@@ -136,7 +151,7 @@ def _in_processes(root: Path, plan: Plan, left: list[Job], jobs: int, told: OnPr
     context = multiprocessing.get_context("spawn")
     queue: Queue[Any] = context.Queue()
     running: dict[Future[None], Job] = {}
-    with ProcessPoolExecutor(jobs, context, _start_worker, (queue,)) as pool:
+    with ProcessPoolExecutor(jobs, context, _start_worker, (queue, os.getpid())) as pool:
         try:
             while left or running:
                 waiting = {job.name for job in [*left, *running.values()]}
