@@ -393,7 +393,7 @@ def test_an_lm_switcher_may_serve_other_models_of_that_number(
     models: list[CandidateConfig], tmp_path: Path
 ) -> None:
     (tmp_path / "lm").mkdir()
-    SwitcherCard("lm", "xyz", models={"x": {}, "y": {}, "z": {}}).write(tmp_path / "lm")
+    SwitcherCard("lm", list("xyz"), models={"x": {}, "y": {}, "z": {}}).write(tmp_path / "lm")
     check_switcher(policy_of(tmp_path / "lm", "lm"), models)
     check_switcher(policy_of(tmp_path / "a", "lm"), models)  # it was never trained as a switcher
     with pytest.raises(InputError, match="trained for 3 candidates"):
